@@ -1,0 +1,100 @@
+# Needs Python 3.11 or newer with its venv module, and make. Everything else lands in .venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+
+# The stamps carry what was done last; each is older than its inputs only when there is work to do.
+VENV := .venv/.created
+RUN_LOCK := .venv/.run-lock
+DEV_LOCK := .venv/.dev-lock
+PROJECT := .venv/.project
+
+define FIND_PYTHON
+	for python in python3.11 python3 python3.12 python3.13; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	    python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Expediter needs Python 3.11 or newer on the PATH; python3 is: $$(python3 --version 2>&1)" >&2; \
+	    exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$python has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	    exit 1; \
+	fi
+endef
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while IFS='|' read -r target text; do printf '  %-20s %s\n' "$$target" "$$text"; done
+
+.PHONY: run
+run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
+	@exec $(BIN)/expediter serve
+
+.PHONY: test
+test: $(DEV_LOCK) $(PROJECT) ## Run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(DEV_LOCK) $(PROJECT) ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(DEV_LOCK) ## Repair style and format where a machine can
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+.PHONY: example
+example: $(DEV_LOCK) $(PROJECT) ## Send a day of an online shop's orders through the service
+	$(BIN)/python examples/online_retail.py
+
+.PHONY: bench-intake
+bench-intake: $(DEV_LOCK) $(PROJECT) ## Measure how many orders a second are taken in
+	$(BIN)/python bench/intake.py
+
+.PHONY: lock
+lock: ## Renew the locked requirements (needs uv)
+	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
+	@$(call LOCK,pyproject.toml,requirements.txt)
+	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
+	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
+
+.PHONY: clean
+clean: ## Remove the environment, the caches and the builds; databases stay
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One lock serves every platform. Addresses stay out: where packages come from is the reader's own choice.
+LOCK = { echo '\# Locked for every platform; renew with: make lock'; \
+	    uv pip compile $(1) --universal --python-version 3.11 --upgrade --quiet --generate-hashes \
+	    --no-header --no-emit-index-url --no-emit-find-links; } >$(2).new && mv $(2).new $(2)
+
+$(VENV):
+	@$(FIND_PYTHON); \
+	echo "Setting up .venv with $$($$python --version)"; \
+	$$python -m venv --clear .venv
+	@touch $@
+
+$(RUN_LOCK): requirements.txt $(VENV)
+	$(PIP_INSTALL) --require-hashes -r requirements.txt
+	@touch $@
+
+# The development lock holds the runtime one, at the same versions.
+$(DEV_LOCK): requirements-dev.txt $(VENV)
+	$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# The build backend comes locked too, so that building the project fetches nothing unnamed.
+$(PROJECT): pyproject.toml requirements-build.txt $(VENV)
+	$(PIP_INSTALL) --require-hashes -r requirements-build.txt
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@

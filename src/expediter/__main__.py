@@ -1,0 +1,5 @@
+"""`python -m expediter` is the command line."""
+
+from expediter.cli import main
+
+main()

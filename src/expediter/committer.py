@@ -1,0 +1,203 @@
+"""The group commit: the one road on which every write reaches the database.
+
+While one transaction runs, the next batch gathers; there is no timer and no added delay. Whoever asks waits until
+the transaction that carries the request has been committed, and learns its own outcome only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from expediter.cache import Cache
+from expediter.dialects import Connection, SqliteDatabase
+from expediter.errors import ConstraintViolated, ExpediterError, Overloaded, Unavailable
+from expediter.maintenance import clear, remove_expired_keys, retire_caches
+from expediter.requests import Applied, Asked, Claims, Outcome, Request
+from expediter.store import apply
+
+#: Requests in one transaction, at most.
+BATCH_REQUESTS_MAX = 256
+#: Requests that may wait for their transaction; one more is refused with Overloaded.
+QUEUE_REQUESTS_MAX = 10_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    asked: Sequence[Asked]
+    done: asyncio.Future[list[Outcome]]
+
+
+class Committer:
+    """Gathers requests into transactions. Use one per process, from one event loop."""
+
+    def __init__(self, database: SqliteDatabase, cache: Cache, *, slot: int) -> None:
+        """`slot` (0-63) is the process's own row of each counter."""
+        self._database = database
+        self._cache = cache
+        self._slot = slot
+        self._queue: deque[_Group] = deque()
+        self._queued = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[list[Applied]], None]] = []
+        self.commits = 0
+        self.requests = 0
+
+    def on_commit(self, listener: Callable[[list[Applied]], None]) -> None:
+        """Call `listener` with the applied changes after each commit, on the event loop."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.create_task(self._run(), name="committer")
+
+    async def stop(self) -> None:
+        """Commit what was asked for so far, then stop."""
+        if self._task is None:
+            return
+        while self._queue:
+            self._wake.set()
+            await asyncio.wait([self._queue[-1].done])
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._task = None
+
+    async def submit(self, request: Request) -> Outcome:
+        """Carry out one request; see `submit_all`."""
+        return (await self.submit_all((request,)))[0]
+
+    async def submit_all(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Carry out the requests in one transaction and return their outcomes, refusals included.
+
+        Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
+        away changes nothing: what it asked for is carried out all the same.
+        """
+        if self._queued + len(asked) > QUEUE_REQUESTS_MAX:
+            raise Overloaded(f"{self._queued} requests wait to be stored; try again")
+        return await self._enqueue(asked)
+
+    async def submit_patiently(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
+        while self._queued + len(asked) > QUEUE_REQUESTS_MAX:
+            self._room.clear()
+            await self._room.wait()
+        return await self._enqueue(asked)
+
+    def _enqueue(self, asked: Sequence[Asked]) -> asyncio.Future[list[Outcome]]:
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Group(asked, done))
+        self._queued += len(asked)
+        self._wake.set()
+        return done
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._commit(self._next_batch())
+
+    def _next_batch(self) -> list[_Group]:
+        groups: list[_Group] = []
+        size = 0
+        while self._queue and (not groups or size + len(self._queue[0].asked) <= BATCH_REQUESTS_MAX):
+            group = self._queue.popleft()
+            groups.append(group)
+            size += len(group.asked)
+        self._queued -= size
+        self._room.set()
+        return groups
+
+    async def _commit(self, groups: list[_Group]) -> None:
+        asked = [request for group in groups for request in group.asked]
+        try:
+            outcomes = await self._database.write(partial(self._apply, asked))
+        except ConstraintViolated as error:
+            self._cache.forget_commit()
+            await self._divide(groups, error)
+        except Exception as error:
+            # Whatever broke the transaction: everyone in it must hear of it, or they would wait for ever.
+            self._cache.forget_commit()
+            if not isinstance(error, Unavailable):
+                log.exception("the transaction failed", requests=len(asked))
+            _fail(groups, error)
+        else:
+            self.commits += 1
+            self.requests += len(asked)
+            self._publish(outcomes)
+            start = 0
+            for group in groups:
+                end = start + len(group.asked)
+                if not group.done.done():
+                    group.done.set_result(outcomes[start:end])
+                start = end
+
+    async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
+        outcomes, before, after = await apply(connection, asked, slot=self._slot)
+        # Inside the transaction: from its commit on, readers compare the cache with this position.
+        self._cache.expect_commit(before, after)
+        return outcomes
+
+    async def housekeep(self) -> int:
+        """Remove some expired idempotency keys; return how many."""
+        return await self._database.write(remove_expired_keys)
+
+    async def clear(self) -> int:
+        """Remove every order; return how many there were."""
+        return await self._database.write(clear)
+
+    async def retire_caches(self) -> None:
+        """Make every process on this database drop what it has cached."""
+        await self._database.write(retire_caches)
+
+    async def _divide(self, groups: list[_Group], error: ConstraintViolated) -> None:
+        """Find the request that the database refuses, and spare the others."""
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            await self._commit(groups[:middle])
+            await self._commit(groups[middle:])
+        elif len(groups[0].asked) > 1:
+            await self._divide_group(groups[0])
+        else:
+            log.error("the database refused a request", error=str(error))
+            _fail(groups, error)
+
+    async def _divide_group(self, group: _Group) -> None:
+        loop = asyncio.get_running_loop()
+        parts = [_Group((request,), loop.create_future()) for request in group.asked]
+        outcomes: list[Outcome] = []
+        for part in parts:
+            await self._commit([part])
+            error = part.done.exception()
+            if error is None:
+                outcomes += part.done.result()
+            else:
+                outcomes.append(error if isinstance(error, ExpediterError) else ExpediterError(str(error)))
+        if not group.done.done():
+            group.done.set_result(outcomes)
+
+    def _publish(self, outcomes: Sequence[Outcome]) -> None:
+        changes = [outcome for outcome in outcomes if isinstance(outcome, Applied)]
+        for outcome in outcomes:
+            if isinstance(outcome, Claims):
+                changes += [Applied(claimed.order, claimed.job) for claimed in outcome.claimed]
+        if not changes:
+            return
+        self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
+        for listener in self._listeners:
+            listener(changes)
+
+
+def _fail(groups: list[_Group], error: Exception) -> None:
+    for group in groups:
+        if not group.done.done():
+            group.done.set_exception(error)

@@ -1,0 +1,422 @@
+"""What each command changes, decided purely.
+
+No clock, no randomness, no I/O: `now` is handed in, ids and delays come with the commands. An order's row is by
+construct the replay of its events: `decide` changes an order only through events.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from expediter.commands import (
+    CancelOrder,
+    ChangeStatus,
+    ClaimJob,
+    Command,
+    DeleteOrder,
+    FailJob,
+    FulfilmentOutcome,
+    ParkJob,
+    PlaceOrder,
+    RecordFulfilment,
+    RecordPayment,
+    RecordRefund,
+    ReleaseJob,
+    RetryOrder,
+    WorkerCommand,
+)
+from expediter.drafts import FENCES_PER_VERSION, Decision, Draft
+from expediter.errors import (
+    Conflict,
+    DuplicateOrder,
+    IllegalTransition,
+    MoneyInFlight,
+    OrderNotFound,
+    PreconditionFailed,
+    StaleLease,
+)
+from expediter.events import Changes, Event, Placed
+from expediter.orders import (
+    NEVER,
+    TRANSITIONS,
+    Attempt,
+    Job,
+    JobKind,
+    Order,
+    PaymentOutcome,
+    PaymentStatus,
+    Stages,
+    Status,
+    gateway_key,
+)
+
+
+def decide(order: Order | None, job: Job | None, command: Command, now: int) -> Decision:
+    """Return what `command` changes at `now` in `order` with its `job` (both None: there is no such order).
+
+    Raises OrderNotFound, DuplicateOrder, IllegalTransition, MoneyInFlight, PreconditionFailed, Conflict; for a
+    worker whose lease is gone, StaleLease. Applying one placing, claiming or recording command twice changes
+    nothing the second time: it is refused.
+    """
+    if isinstance(command, PlaceOrder):
+        if order is not None:
+            raise DuplicateOrder(command.order_id)
+        return _place(command, now)
+    if order is None:
+        if isinstance(command, (WorkerCommand, ClaimJob)):
+            raise StaleLease(f"order {command.order_id} is gone")
+        raise OrderNotFound(command.order_id)
+    draft = Draft(order, job, now)
+    match command:
+        case ClaimJob():
+            _claim(draft, _due(draft, now), command)
+        case RecordPayment():
+            _record_payment(draft, _held(draft, command, JobKind.CHARGE), command)
+        case RecordFulfilment():
+            _record_fulfilment(draft, _held(draft, command, JobKind.FULFIL), command)
+        case RecordRefund():
+            _record_refund(draft, _held(draft, command, JobKind.REFUND), command)
+        case ReleaseJob():
+            _release(draft, _held(draft, command, None), command)
+        case FailJob():
+            _fail_job(draft, _held(draft, command, None), command)
+        case ParkJob():
+            _park(draft, _held(draft, command, None), command.error)
+        case ChangeStatus():
+            _check_version(order, command.if_version)
+            _change_status(draft, command.status)
+        case CancelOrder():
+            _check_version(order, command.if_version)
+            _check_move(draft.order, Status.CANCELLED)
+            _cancel(draft)
+        case RetryOrder():
+            _check_version(order, command.if_version)
+            _retry(draft)
+        case DeleteOrder():
+            _check_version(order, command.if_version)
+            return _delete(draft)
+        case _:
+            raise TypeError(f"not a command: {command!r}")
+    return draft.done()
+
+
+def _place(command: PlaceOrder, now: int) -> Decision:
+    due = command.stages is not Stages.FULFILMENT and command.total_minor > 0
+    order = Order(
+        order_id=command.order_id,
+        status=Status.PENDING,
+        payment_status=PaymentStatus.PENDING if due else PaymentStatus.NOT_REQUIRED,
+        stages=command.stages,
+        customer_id=command.customer_id,
+        customer_name=command.customer_name,
+        currency=command.currency,
+        total_minor=command.total_minor,
+        priced=command.priced,
+        metadata=command.metadata,
+        payment_token=command.payment_token,
+        version=1,
+        created_at=now,
+        updated_at=now,
+    )
+    # On the payment road even an order without a price goes through the charge job: it confirms it at once.
+    kind = JobKind.CHARGE if due or command.stages is Stages.PAYMENT else JobKind.FULFIL
+    job = Job(kind=kind, due_at=now, created_at=now, fence=FENCES_PER_VERSION)
+    event = Event(command.order_id, 1, now, "order.placed", Placed(order, command.lines))
+    return Decision(order, job, (event,), (), command.lines)
+
+
+def _due(draft: Draft, now: int) -> Job:
+    job = draft.job
+    if job is None or job.dead_at is not None or job.due_at > now:
+        raise StaleLease(f"order {draft.order.order_id} has no due job")
+    return job
+
+
+def _held(draft: Draft, command: WorkerCommand, kind: JobKind | None) -> Job:
+    """Return the job if `command` comes from the worker that holds it and whose lease still runs."""
+    job = draft.job
+    if (
+        job is None
+        or job.holder is None
+        or job.fence != command.fence
+        or job.due_at <= draft.now
+        or (kind is not None and job.kind is not kind)
+    ):
+        raise StaleLease(f"order {command.order_id} is no longer held under fence {command.fence}")
+    return job
+
+
+def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
+    if job.claims >= command.claims_max:
+        _park(draft, job, f"gave up after {job.claims} claims without an outcome")
+        return
+    draft.job = replace(
+        job,
+        holder=command.holder,
+        fence=job.fence + 1,
+        claims=job.claims + 1,
+        due_at=draft.now + command.lease,
+    )
+    match job.kind:
+        case JobKind.CHARGE:
+            _start_charge(draft)
+        case JobKind.FULFIL:
+            _start_fulfilment(draft)
+        case JobKind.REFUND:
+            if not draft.order.charging:
+                _start_attempt(draft, "refund", "refund.started", Changes(charging=True))
+
+
+def _start_charge(draft: Draft) -> None:
+    order = draft.order
+    if order.payment_status is PaymentStatus.NOT_REQUIRED:
+        # Nothing to pay on the payment road: it passes through the same statuses, and no gateway is called.
+        draft.change("payment.skipped", Changes(status=Status.PAYMENT_PROCESSING, processing_started_at=draft.now))
+        draft.change("order.confirmed", Changes(status=Status.CONFIRMED, completed_at=draft.now))
+        draft.job = None
+    elif order.charging:
+        # The last holder stored its intent and never came back: nobody knows what the gateway did.
+        draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the charge")
+        draft.change("payment.unknown", Changes(charging=False, payment_status=PaymentStatus.UNKNOWN))
+    elif order.payment_status is not PaymentStatus.UNKNOWN:
+        changes = Changes(
+            status=Status.PAYMENT_PROCESSING,
+            charging=True,
+            processing_started_at=order.processing_started_at or draft.now,
+        )
+        _start_attempt(draft, "charge", "payment.started", changes)
+
+
+def _start_attempt(draft: Draft, action: str, type: str, changes: Changes) -> None:
+    order = draft.order
+    number = order.attempts + 1
+    draft.change(type, replace(changes, attempts=number))
+    draft.attempts += (
+        Attempt(
+            order_id=order.order_id,
+            number=number,
+            action=action,
+            gateway_key=gateway_key(order.order_id, order.generation),
+            amount_minor=order.total_minor,
+            currency=order.currency,
+            started_at=draft.now,
+        ),
+    )
+
+
+def _start_fulfilment(draft: Draft) -> None:
+    order = draft.order
+    if order.status is not Status.PROCESSING:
+        started = order.processing_started_at or draft.now
+        draft.change(
+            "fulfilment.started",
+            Changes(status=Status.PROCESSING, processing_started_at=started, last_error=None),
+        )
+
+
+def _record_payment(draft: Draft, job: Job, command: RecordPayment) -> None:
+    order = draft.order
+    draft.end_attempt(command.outcome, command.reference, command.error)
+    failures = job.failures + command.counts
+    match command.outcome:
+        case PaymentOutcome.SUCCEEDED:
+            _paid(draft, job, command.lease)
+        case PaymentOutcome.UNKNOWN:
+            if order.payment_status is not PaymentStatus.UNKNOWN:
+                changes = Changes(charging=False, payment_status=PaymentStatus.UNKNOWN, last_error=command.error)
+                draft.change("payment.unknown", changes)
+            _reschedule(draft, job, command.retry_in, failures)
+        case PaymentOutcome.UNAVAILABLE if failures < command.failures_max:
+            changes = Changes(charging=False, payment_status=PaymentStatus.PENDING, last_error=command.error)
+            draft.change("payment.unavailable", changes)
+            _reschedule(draft, job, command.retry_in, failures)
+        case _:
+            # A definite decline uses its key up; after mere unavailability the next try keeps the same key.
+            declined = command.outcome is PaymentOutcome.DECLINED
+            changes = Changes(
+                status=Status.PAYMENT_FAILED,
+                payment_status=PaymentStatus.DECLINED,
+                charging=False,
+                generation=order.generation + declined,
+                last_error=command.error,
+            )
+            draft.change("payment.failed", changes)
+            draft.job = None
+
+
+def _paid(draft: Draft, job: Job, lease: int) -> None:
+    changes = Changes(status=Status.CONFIRMED, payment_status=PaymentStatus.PAID, charging=False, last_error=None)
+    if draft.order.stages is Stages.PAYMENT:
+        draft.change("payment.succeeded", replace(changes, completed_at=draft.now))
+        draft.job = None
+        return
+    draft.change("payment.succeeded", changes)
+    if lease:
+        _start_fulfilment(draft)
+    draft.next_job(JobKind.FULFIL)
+    if lease and draft.job is not None:
+        draft.job = replace(draft.job, holder=job.holder, claims=1, due_at=draft.now + lease)
+
+
+def _reschedule(draft: Draft, job: Job, retry_in: int, failures: int) -> None:
+    draft.job = replace(job, holder=None, due_at=draft.now + retry_in, claims=0, failures=failures)
+
+
+def _record_fulfilment(draft: Draft, job: Job, command: RecordFulfilment) -> None:
+    failures = job.failures + 1
+    if command.outcome is FulfilmentOutcome.DONE:
+        changes = Changes(status=Status.COMPLETED, completed_at=draft.now, last_error=None)
+        draft.change("order.completed", changes)
+        draft.job = None
+    elif command.outcome is FulfilmentOutcome.UNAVAILABLE and failures < command.failures_max:
+        draft.change("fulfilment.unavailable", Changes(last_error=command.error))
+        _reschedule(draft, job, command.retry_in, failures)
+    else:
+        draft.change("fulfilment.failed", Changes(status=Status.FAILED, last_error=command.error))
+        draft.job = None
+
+
+def _record_refund(draft: Draft, job: Job, command: RecordRefund) -> None:
+    draft.end_attempt(command.outcome, command.reference, command.error)
+    if command.outcome is PaymentOutcome.SUCCEEDED:
+        changes = Changes(charging=False, payment_status=PaymentStatus.REFUNDED, last_error=None)
+        draft.change("refund.succeeded", changes)
+        draft.job = None
+    else:
+        draft.change("refund.unavailable", Changes(charging=False, last_error=command.error))
+        _reschedule(draft, job, command.retry_in, job.failures + 1)
+
+
+def _release(draft: Draft, job: Job, command: ReleaseJob) -> None:
+    if draft.order.charging:
+        draft.end_attempt(PaymentOutcome.NOT_SENT, None, None)
+        draft.change("payment.postponed", Changes(charging=False))
+    draft.job = replace(job, holder=None, due_at=draft.now + command.retry_in, claims=job.claims - 1)
+
+
+def _fail_job(draft: Draft, job: Job, command: FailJob) -> None:
+    # `charging` stays: if a call may have gone out, the next claim finds the open intent and settles it first.
+    draft.change("job.failed", Changes(last_error=command.error))
+    draft.job = replace(job, holder=None, due_at=draft.now + command.retry_in, failures=job.failures + 1)
+
+
+def _park(draft: Draft, job: Job, error: str) -> None:
+    changes = Changes(last_error=error)
+    if draft.order.charging and job.kind is JobKind.CHARGE:
+        draft.end_attempt(PaymentOutcome.UNKNOWN, None, error)
+        changes = replace(changes, charging=False, payment_status=PaymentStatus.UNKNOWN)
+    draft.change("job.parked", changes)
+    draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)
+
+
+def _check_version(order: Order, if_version: int | None) -> None:
+    if if_version is not None and if_version != order.version:
+        raise PreconditionFailed(order.order_id, order.version)
+
+
+def legal_moves(order: Order) -> list[Status]:
+    """Return where this very order may go: the table's moves, less those that its road and payment rule out."""
+    return [move for move in Status if move in TRANSITIONS[order.status] and _fits(order, move)]
+
+
+def _fits(order: Order, move: Status) -> bool:
+    nothing_to_pay = order.payment_status is PaymentStatus.NOT_REQUIRED
+    match move:
+        case Status.PAYMENT_PROCESSING:
+            return not nothing_to_pay
+        case Status.PROCESSING if order.stages is Stages.PAYMENT:
+            return False
+        case Status.PROCESSING if order.status is Status.PENDING:
+            return nothing_to_pay
+        case _:
+            return True
+
+
+def _check_move(order: Order, wanted: Status) -> None:
+    legal = legal_moves(order)
+    if wanted not in legal:
+        raise IllegalTransition(order.order_id, order.status, wanted, legal)
+    _check_money(order, f"become {wanted}")
+
+
+def _check_money(order: Order, what: str) -> None:
+    if order.money_in_flight:
+        raise MoneyInFlight(
+            f"Order {order.order_id} cannot {what} while the outcome of a charge or refund is open; try again"
+        )
+
+
+def _change_status(draft: Draft, wanted: Status) -> None:
+    _check_move(draft.order, wanted)
+    started = draft.order.processing_started_at or draft.now
+    match wanted:
+        case Status.CANCELLED:
+            _cancel(draft)
+        case Status.PAYMENT_PROCESSING:
+            draft.change(
+                "payment.requested", Changes(status=wanted, processing_started_at=started, last_error=None)
+            )
+            draft.next_job(JobKind.CHARGE)
+        case Status.PROCESSING:
+            _start_fulfilment(draft)
+            draft.next_job(JobKind.FULFIL)
+        case Status.CONFIRMED:
+            _confirm_by_hand(draft)
+        case Status.PAYMENT_FAILED:
+            draft.change("payment.failed", Changes(status=wanted, payment_status=PaymentStatus.DECLINED))
+            draft.job = None
+        case Status.COMPLETED:
+            draft.change("order.completed", Changes(status=wanted, completed_at=draft.now, last_error=None))
+            draft.job = None
+        case Status.FAILED:
+            draft.change("fulfilment.failed", Changes(status=wanted, last_error="failed by hand"))
+            draft.job = None
+
+
+def _confirm_by_hand(draft: Draft) -> None:
+    """Payment was settled outside the gateway: from here on the gateway has nothing to charge or refund."""
+    changes = Changes(status=Status.CONFIRMED, payment_status=PaymentStatus.NOT_REQUIRED, last_error=None)
+    if draft.order.stages is Stages.PAYMENT:
+        draft.change("payment.waived", replace(changes, completed_at=draft.now))
+        draft.job = None
+    else:
+        draft.change("payment.waived", changes)
+        draft.next_job(JobKind.FULFIL)
+
+
+def _cancel(draft: Draft) -> None:
+    changes = Changes(status=Status.CANCELLED, cancelled_at=draft.now)
+    if draft.order.payment_status is PaymentStatus.PAID:
+        # A cancelled order is not a completed one, even where `confirmed` was the end of its road.
+        draft.change(
+            "order.cancelled",
+            replace(changes, payment_status=PaymentStatus.REFUND_PENDING, completed_at=None),
+        )
+        draft.next_job(JobKind.REFUND)
+    else:
+        draft.change("order.cancelled", replace(changes, completed_at=None))
+        draft.job = None
+
+
+def _retry(draft: Draft) -> None:
+    order, job = draft.order, draft.job
+    if job is not None and job.dead_at is not None:
+        draft.change("job.revived", Changes(last_error=None))
+        fence = draft.order.version * FENCES_PER_VERSION
+        draft.job = replace(job, dead_at=None, due_at=draft.now, claims=0, failures=0, fence=fence)
+    elif order.status is Status.PAYMENT_FAILED:
+        _change_status(draft, Status.PAYMENT_PROCESSING)
+        draft.change("payment.retry", Changes(payment_status=PaymentStatus.PENDING))
+    elif order.status is Status.FAILED:
+        _change_status(draft, Status.PROCESSING)
+    else:
+        raise Conflict(f"Order {order.order_id} is {order.status}; only a failed or parked order can be retried")
+
+
+def _delete(draft: Draft) -> Decision:
+    order = draft.order
+    _check_money(order, "be deleted")
+    if order.payment_status is PaymentStatus.PAID and not (order.at_rest and order.completed_at):
+        raise MoneyInFlight(f"Order {order.order_id} is paid and not complete: cancel it before deleting it")
+    draft.change("order.deleted", Changes())
+    return Decision(None, None, draft.events)

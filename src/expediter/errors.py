@@ -1,0 +1,171 @@
+"""Every error that Expediter raises on purpose.
+
+ExpediterError
+├── BadRequest             the request cannot be read (broken JSON, a malformed key)
+├── InvalidInput           it can be read, but breaks a rule; carries one Fault per field
+├── OrderNotFound
+├── Conflict               legal in itself, impossible now
+│   ├── DuplicateOrder     the order id is taken
+│   ├── IllegalTransition  names the legal moves
+│   └── MoneyInFlight      a charge or refund has no outcome yet
+├── PreconditionFailed     `If-Match` names another version
+├── IdempotencyMismatch    the key was used with another body
+├── StaleLease             a worker lost its lease; it must stop and commit nothing
+├── Unavailable            nothing was stored; try again
+│   ├── Overloaded         the intake queue is full
+│   ├── DatabaseUnavailable
+│   └── CommitUncertain    the commit was sent, its outcome is not known
+├── PaymentError           what a payment gateway may answer besides success
+│   ├── PaymentDeclined    definite: no money moved, and none will with this key
+│   ├── PaymentUnavailable definite: the charge did not happen; try again with the same key
+│   └── PaymentUnknown     no answer: the charge may or may not have happened
+├── FulfilmentError
+│   ├── FulfilmentRefused  definite: this order cannot be fulfilled
+│   └── FulfilmentUnavailable
+├── ConstraintViolated     the database refused a row
+└── ConfigurationError     a setting is wrong; the message says which and what to do
+
+The HTTP status of each stands in one table in `web/problems.py`.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One broken rule: `field` is a JSON pointer (RFC 6901) into the body, or a parameter's name."""
+
+    field: str
+    message: str
+
+
+class ExpediterError(Exception):
+    """The root of the tree; its text is one sentence for the person who reads it."""
+
+
+class BadRequest(ExpediterError):
+    """The request cannot be read."""
+
+
+class InvalidInput(ExpediterError):
+    """The request breaks at least one rule."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        """Keep every fault; the message is the first one's."""
+        self.faults = tuple(faults)
+        first = self.faults[0]
+        super().__init__(f"{first.field}: {first.message}" if first.field else first.message)
+
+
+class OrderNotFound(ExpediterError):
+    """No order has this id."""
+
+    def __init__(self, order_id: str) -> None:
+        """Remember which id was asked for."""
+        self.order_id = order_id
+        super().__init__("Order not found")
+
+
+class Conflict(ExpediterError):
+    """The order's state does not allow it."""
+
+
+class DuplicateOrder(Conflict):
+    """The order id belongs to an order that exists or existed."""
+
+    def __init__(self, order_id: str, *, deleted: bool = False) -> None:
+        """Say whether the order is still there (`deleted` is False) or was deleted."""
+        self.order_id = order_id
+        self.deleted = deleted
+        super().__init__(
+            f"The id {order_id} belonged to an order that was deleted; ids are used once"
+            if deleted
+            else f"Order {order_id} already exists"
+        )
+
+
+class IllegalTransition(Conflict):
+    """The lifecycle has no such move from here."""
+
+    def __init__(self, order_id: str, status: str, wanted: str, legal: Iterable[str]) -> None:
+        """Name the move that was asked for and the ones that are legal."""
+        self.status = status
+        self.legal = tuple(legal)
+        moves = ", ".join(self.legal) or "nothing"
+        super().__init__(f"Order {order_id} is {status} and cannot become {wanted}; it can become: {moves}")
+
+
+class MoneyInFlight(Conflict):
+    """A charge or a refund of this order has no outcome yet."""
+
+
+class PreconditionFailed(ExpediterError):
+    """The order has another version than the caller asked for."""
+
+    def __init__(self, order_id: str, version: int) -> None:
+        """Name the version that the order has."""
+        self.version = version
+        super().__init__(f"Order {order_id} is at version {version}, not the one that If-Match names")
+
+
+class IdempotencyMismatch(ExpediterError):
+    """The idempotency key was used before with another request."""
+
+
+class StaleLease(ExpediterError):
+    """The job is no longer held under this fence."""
+
+
+class Unavailable(ExpediterError):
+    """Nothing was stored; the same request can be sent again."""
+
+    #: What `Retry-After` says, in seconds.
+    retry_after_seconds = 1
+
+
+class Overloaded(Unavailable):
+    """The intake queue is full."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot take the write now (locked, full, gone)."""
+
+
+class CommitUncertain(Unavailable):
+    """The commit was sent but its outcome is not known; a repeat with the same key is safe."""
+
+
+class PaymentError(ExpediterError):
+    """The charge did not succeed, or nobody knows."""
+
+
+class PaymentDeclined(PaymentError):
+    """The gateway said no; no money moved."""
+
+
+class PaymentUnavailable(PaymentError):
+    """The gateway did not take the request; no money moved."""
+
+
+class PaymentUnknown(PaymentError):
+    """The gateway did not answer; money may have moved."""
+
+
+class FulfilmentError(ExpediterError):
+    """The order was not fulfilled."""
+
+
+class FulfilmentRefused(FulfilmentError):
+    """The order cannot be fulfilled, now or later."""
+
+
+class FulfilmentUnavailable(FulfilmentError):
+    """The fulfiller did not take the request; try again."""
+
+
+class ConfigurationError(ExpediterError):
+    """A setting is wrong."""
+
+
+class ConstraintViolated(ExpediterError):
+    """The database refused a row; the transaction was rolled back."""

@@ -1,0 +1,218 @@
+"""Reading the store: one order, a page, the counters, the history, the queue. Nothing here scans a table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
+
+from expediter import schema
+from expediter.dialects import Connection
+from expediter.orders import Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
+from expediter.requests import PageQuery
+from expediter.resilience import PAYMENT_BREAKER, Breaker
+from expediter.rows import read_breaker, read_line, read_order, read_order_and_job
+
+
+class HistoryRow(NamedTuple):
+    """One event of an order; `data` is JSON text."""
+
+    number: int
+    at: int
+    type: str
+    data: str
+
+
+class QueueState(msgspec.Struct, frozen=True):
+    """The jobs, counted; `oldest_due_at` is the due time of the job that has waited longest."""
+
+    ready: int
+    scheduled: int
+    leased: int
+    dead: int
+    oldest_due_at: int | None
+
+
+_ORDER = select(schema.orders).where(schema.orders.c.order_id == bindparam("order_id"))
+_ORDER_AND_JOB = (
+    select(schema.orders, schema.jobs)
+    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(schema.orders.c.order_id == bindparam("order_id"))
+)
+_VERSION = select(schema.orders.c.version).where(schema.orders.c.order_id == bindparam("order_id"))
+_LINES = (
+    select(schema.order_lines)
+    .where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.order_lines.c.order_id, schema.order_lines.c.line)
+)
+_HISTORY = (
+    select(schema.events.c.number, schema.events.c.at, schema.events.c.type, schema.events.c.data)
+    .where(schema.events.c.order_id == bindparam("order_id"))
+    .order_by(schema.events.c.number)
+)
+_ATTEMPTS = (
+    select(schema.payment_attempts)
+    .where(schema.payment_attempts.c.order_id == bindparam("order_id"))
+    .order_by(schema.payment_attempts.c.number)
+)
+_COUNTERS = select(schema.counters.c.name, func.sum(schema.counters.c.value)).group_by(schema.counters.c.name)
+_IDS = (
+    select(schema.orders.c.order_id)
+    .where(schema.orders.c.status == bindparam("status"))
+    .order_by(schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
+    .limit(bindparam("limit"))
+)
+_BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
+
+
+async def order_with_lines(connection: Connection, order_id: str) -> tuple[Order, tuple[Line, ...]] | None:
+    """Return an order and its lines."""
+    rows = await connection.fetch(_ORDER, order_id=order_id)
+    if not rows:
+        return None
+    lines = await connection.fetch(_LINES, ids=[order_id])
+    return read_order(rows[0]), tuple(read_line(row) for row in lines)
+
+
+async def version(connection: Connection, order_id: str) -> int | None:
+    """Return the version of an order, None where there is none."""
+    rows = await connection.fetch(_VERSION, order_id=order_id)
+    return int(rows[0][0]) if rows else None
+
+
+async def order_and_job(
+    connection: Connection, order_id: str
+) -> tuple[Order, Job | None, tuple[Attempt, ...], int] | None:
+    """Return an order, its job, its payment attempts, and the database's time."""
+    rows = await connection.fetch(_ORDER_AND_JOB, order_id=order_id)
+    if not rows:
+        return None
+    order, job = read_order_and_job(rows[0])
+    attempts = await attempts_of(connection, order_id)
+    return order, job, attempts, await connection.now()
+
+
+async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, ...]:
+    """Return every call to the gateway about an order, oldest first."""
+    rows = await connection.fetch(_ATTEMPTS, order_id=order_id)
+    return tuple(
+        Attempt(
+            order_id=row[0],
+            number=row[1],
+            action=row[2],
+            gateway_key=row[3],
+            amount_minor=row[4],
+            currency=row[5],
+            started_at=row[6],
+            finished_at=row[7],
+            outcome=PaymentOutcome(row[8]) if row[8] else None,
+            reference=row[9],
+            error=row[10],
+        )
+        for row in rows
+    )
+
+
+async def history(connection: Connection, order_id: str) -> list[HistoryRow] | None:
+    """Return the events of an order by number; None where there is no such order."""
+    if await version(connection, order_id) is None:
+        return None
+    rows = await connection.fetch(_HISTORY, order_id=order_id)
+    return [HistoryRow(*row) for row in rows]
+
+
+async def page(connection: Connection, query: PageQuery) -> list[tuple[Order, tuple[Line, ...]]]:
+    """Return up to `query.limit` orders with their lines, newest first."""
+    statement = _page_statement(query)
+    values = msgspec.structs.asdict(query)
+    values |= {"after_at": query.after and query.after[0], "after_id": query.after and query.after[1]}
+    values["status"] = query.status.value if query.status else None
+    orders = [read_order(row) for row in await connection.fetch(statement, **values)]
+    lines: dict[str, list[Line]] = {order.order_id: [] for order in orders}
+    if orders:
+        for row in await connection.fetch(_LINES, ids=list(lines)):
+            lines[row[0]].append(read_line(row))
+    return [(order, tuple(lines[order.order_id])) for order in orders]
+
+
+#: One compiled statement for each combination of filters that was asked for (at most 2**5).
+_pages: dict[tuple[bool, ...], Select[tuple[object, ...]]] = {}
+
+
+def _page_statement(query: PageQuery) -> Select[tuple[object, ...]]:
+    shape = tuple(
+        value is not None
+        for value in (query.customer_id, query.status, query.created_after, query.created_before, query.after)
+    )
+    if shape not in _pages:
+        table = schema.orders.c
+        conditions: list[tuple[bool, ColumnElement[bool]]] = [
+            (shape[0], table.customer_id == bindparam("customer_id")),
+            (shape[1], table.status == bindparam("status")),
+            (shape[2], table.created_at > bindparam("created_after")),
+            (shape[3], table.created_at < bindparam("created_before")),
+            (
+                shape[4],
+                or_(
+                    table.created_at < bindparam("after_at"),
+                    and_(table.created_at == bindparam("after_at"), table.order_id < bindparam("after_id")),
+                ),
+            ),
+            # Alone, the line above does not bound the index search: this does.
+            (shape[4], table.created_at <= bindparam("after_at")),
+        ]
+        statement = select(schema.orders).where(*(condition for wanted, condition in conditions if wanted))
+        _pages[shape] = statement.order_by(*_BY_ID).limit(bindparam("limit")).offset(bindparam("offset"))
+    return _pages[shape]
+
+
+async def counters(connection: Connection) -> dict[str, int]:
+    """Return every counter, summed over its slots: a bounded number of rows, however many orders there are."""
+    return {name: int(value) for name, value in await connection.fetch(_COUNTERS)}
+
+
+async def ids_by_status(connection: Connection, statuses: list[Status], limit: int) -> dict[Status, list[str]]:
+    """Return up to `limit` ids of the newest orders in each status."""
+    found = {}
+    for status in statuses:
+        rows = await connection.fetch(_IDS, status=status.value, limit=limit)
+        found[status] = [row[0] for row in rows]
+    return found
+
+
+_DUE = and_(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
+_COUNT_READY = select(func.count(), func.min(schema.jobs.c.due_at)).where(_DUE)
+_COUNT_LATER = (
+    select(schema.jobs.c.dead_at.is_not(None), schema.jobs.c.holder.is_not(None), func.count())
+    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at > bindparam("now"))
+    .group_by(schema.jobs.c.dead_at.is_not(None), schema.jobs.c.holder.is_not(None))
+)
+
+
+async def queue_state(connection: Connection) -> QueueState:
+    """Count the jobs. The jobs table holds only orders that are under way, never those at rest."""
+    now = await connection.now()
+    ready = scheduled = leased = dead = 0
+    oldest: int | None = None
+    for kind in JobKind:
+        count, due_at = (await connection.fetch(_COUNT_READY, kind=kind.value, now=now))[0]
+        ready += count
+        oldest = due_at if oldest is None else min(oldest, due_at or oldest)
+        for is_dead, is_held, count in await connection.fetch(_COUNT_LATER, kind=kind.value, now=now):
+            if is_dead:
+                dead += count
+            elif is_held:
+                leased += count
+            else:
+                scheduled += count
+    return QueueState(ready, scheduled, leased, dead, oldest)
+
+
+_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == PAYMENT_BREAKER)
+
+
+async def breaker(connection: Connection) -> Breaker:
+    """Return the payment gateway's breaker."""
+    row = (await connection.fetch(_BREAKER))[0]
+    return read_breaker(row)

@@ -1,0 +1,59 @@
+"""Upkeep of the store: removing what has expired, and everything."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, delete, func, select, update
+
+from expediter import schema
+from expediter.dialects import Connection
+
+#: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
+EXPIRED_KEYS_PER_BATCH = 500
+_EXPIRED_KEYS = (
+    select(schema.idempotency_keys.c.idempotency_key)
+    .where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
+    .limit(EXPIRED_KEYS_PER_BATCH)
+)
+_REMOVE_KEYS = delete(schema.idempotency_keys).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
+)
+_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
+
+
+async def remove_expired_keys(connection: Connection) -> int:
+    """Remove up to EXPIRED_KEYS_PER_BATCH idempotency keys whose time is over; return how many."""
+    rows = await connection.fetch(_EXPIRED_KEYS, now=await connection.now())
+    if rows:
+        await connection.run(_REMOVE_KEYS, ids=[row[0] for row in rows])
+    return len(rows)
+
+
+_EVERYTHING = (
+    schema.jobs,
+    schema.payment_attempts,
+    schema.order_lines,
+    schema.orders,
+    schema.events,
+    schema.idempotency_keys,
+    schema.counters,
+    schema.deleted_orders,
+)
+_COUNT_ORDERS = select(func.count()).select_from(schema.orders)
+_EMPTY = tuple(delete(table) for table in _EVERYTHING)
+
+
+async def clear(connection: Connection) -> int:
+    """Remove every order and everything that belongs to one; return how many orders there were.
+
+    The feed's position goes on, so that readers of the feed and caches notice.
+    """
+    orders = int((await connection.fetch(_COUNT_ORDERS))[0][0])
+    for statement in _EMPTY:
+        await connection.run(statement)
+    await retire_caches(connection)
+    return orders
+
+
+async def retire_caches(connection: Connection) -> int:
+    """Move the feed's position on without an event: whoever compares it drops what it has cached."""
+    return await connection.run(_ADVANCE_FEED)

@@ -1,0 +1,68 @@
+"""Money as whole minor units (cents, pence, yen, fils): exact reading and printing.
+
+Digits per currency follow ISO 4217 (list one, 2024). No float is involved anywhere: amounts arrive as
+`Decimal` made from the text of the JSON number, and leave as text.
+"""
+
+from decimal import Context, Decimal, Inexact
+
+#: The largest amount of one order or price, in minor units: below 2**53, so that JSON readers keep it exact.
+AMOUNT_MINOR_MAX = 999_999_999_999_999
+
+_TWO_DIGITS = """
+AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE
+CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL
+HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR
+MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK
+SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XCD
+XCG YER ZAR ZMW ZWG
+"""
+_NO_DIGITS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
+_THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"
+_FOUR_DIGITS = "CLF UYW"
+
+#: ISO 4217 code -> number of digits after the point.
+CURRENCY_DIGITS: dict[str, int] = {
+    code: digits
+    for digits, codes in enumerate((_NO_DIGITS, "", _TWO_DIGITS, _THREE_DIGITS, _FOUR_DIGITS))
+    for code in codes.split()
+}
+
+#: Raises instead of rounding; wide enough for any amount that passes the size check.
+_EXACT = Context(prec=40, traps=[Inexact])
+
+
+class MoneyError(ValueError):
+    """The text is not an amount of this currency; the message says why."""
+
+
+def parse_minor(amount: Decimal, currency: str) -> int:
+    """Return `amount` in whole minor units of `currency` (a key of `CURRENCY_DIGITS`).
+
+    Raises MoneyError for what is not finite, is negative, is above AMOUNT_MINOR_MAX, or has more digits after
+    the point than the currency: such digits are refused, never rounded, even when they are zeros.
+    """
+    digits = CURRENCY_DIGITS[currency]
+    exponent = amount.as_tuple().exponent
+    if not isinstance(exponent, int):
+        raise MoneyError("must be a finite number")
+    if exponent < -digits:
+        raise MoneyError(f"has more digits after the point than {currency} has ({digits})")
+    # The magnitude comes first: 1e999999 must not be written out in full to learn that it is too large.
+    if amount.adjusted() > 15:
+        raise MoneyError(f"must be at most {format_minor(AMOUNT_MINOR_MAX, currency)}")
+    minor = int(amount.scaleb(digits, _EXACT))
+    if minor < 0:
+        raise MoneyError("must not be negative")
+    if minor > AMOUNT_MINOR_MAX:
+        raise MoneyError(f"must be at most {format_minor(AMOUNT_MINOR_MAX, currency)}")
+    return minor
+
+
+def format_minor(minor: int, currency: str) -> str:
+    """Return `minor` (>= 0) as decimal text with exactly the currency's digits: 5999, "EUR" -> "59.99"."""
+    digits = CURRENCY_DIGITS[currency]
+    if not digits:
+        return str(minor)
+    text = str(minor).zfill(digits + 1)
+    return f"{text[:-digits]}.{text[-digits:]}"

@@ -1,0 +1,210 @@
+"""An order, its lifecycle, and the job that will move it on.
+
+Times are whole microseconds since 1970-01-01 UTC; durations are in microseconds unless the name says otherwise.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+#: Most lines that one order may have.
+LINES_MAX = 2_000
+#: Largest quantity of one line.
+QUANTITY_MAX = 1_000_000
+
+#: One second, in the unit of every time here.
+MICROSECONDS = 1_000_000
+#: The `due_at` of a parked job: past every clock, so that no search for due jobs meets it.
+NEVER = 1 << 62
+
+_ORDER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+#: Words that stand where an order id stands in a path, so no order may have them as its id.
+RESERVED_IDS = frozenset({"metrics", "status", "populate", "batch", ".", ".."})
+
+#: The name space of gateway keys (uuid5): one order and generation has the same key on every machine, for ever.
+_KEY_NAMESPACE = uuid.UUID("6f1c5c0e-1d1b-5d57-9d0e-7f2c8a1b9e43")
+
+
+class Status(StrEnum):
+    """Where an order is on its road."""
+
+    PENDING = "pending"
+    PAYMENT_PROCESSING = "payment_processing"
+    PAYMENT_FAILED = "payment_failed"
+    CONFIRMED = "confirmed"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class PaymentStatus(StrEnum):
+    """Where the money of an order is."""
+
+    NOT_REQUIRED = "not_required"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+    PAID = "paid"
+    DECLINED = "declined"
+    REFUND_PENDING = "refund_pending"
+    REFUNDED = "refunded"
+
+
+#: Every legal move of an order; anything absent is refused with IllegalTransition.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.PENDING: frozenset({Status.PAYMENT_PROCESSING, Status.PROCESSING, Status.CANCELLED}),
+    Status.PAYMENT_PROCESSING: frozenset({Status.CONFIRMED, Status.PAYMENT_FAILED, Status.CANCELLED}),
+    Status.PAYMENT_FAILED: frozenset({Status.PAYMENT_PROCESSING, Status.CANCELLED}),
+    Status.CONFIRMED: frozenset({Status.PROCESSING, Status.CANCELLED}),
+    Status.PROCESSING: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+    Status.FAILED: frozenset({Status.PROCESSING, Status.CANCELLED}),
+    Status.COMPLETED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+
+class Stages(StrEnum):
+    """The road that an order takes; kept with each order, so that a changed setting moves no old one."""
+
+    PAYMENT_FULFILMENT = "payment,fulfilment"
+    PAYMENT = "payment"
+    FULFILMENT = "fulfilment"
+
+    @property
+    def end(self) -> Status:
+        """The status at which an order of this road is complete."""
+        return Status.CONFIRMED if self is Stages.PAYMENT else Status.COMPLETED
+
+
+class JobKind(StrEnum):
+    """What must happen next."""
+
+    CHARGE = "charge"
+    FULFIL = "fulfil"
+    REFUND = "refund"
+
+
+class PaymentOutcome(StrEnum):
+    """What became of one call to the gateway."""
+
+    SUCCEEDED = "succeeded"
+    DECLINED = "declined"
+    UNAVAILABLE = "unavailable"
+    UNKNOWN = "unknown"
+    #: The intent was stored but the gateway was never called (drain, open breaker).
+    NOT_SENT = "not_sent"
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """One line of an order; `line` counts from 1. An unpriced line has `price_minor` None."""
+
+    line: int
+    item_id: int | str | None
+    name: str | None
+    quantity: int
+    price_minor: int | None
+
+
+class Order(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """An order without its lines, exactly as its row holds it.
+
+    `version` is the number of its last event. `metadata` is JSON text. `charging` is True between the stored
+    intent to charge (or refund) and its recorded outcome. `generation` counts the gateway keys that a definite
+    decline has used up; `attempts` counts the calls to the gateway.
+    """
+
+    order_id: str
+    status: Status
+    payment_status: PaymentStatus
+    stages: Stages
+    customer_id: int | str | None
+    customer_name: str | None
+    currency: str
+    total_minor: int
+    priced: bool
+    metadata: str
+    payment_token: str | None
+    version: int
+    created_at: int
+    updated_at: int
+    processing_started_at: int | None = None
+    completed_at: int | None = None
+    cancelled_at: int | None = None
+    charging: bool = False
+    generation: int = 1
+    attempts: int = 0
+    last_error: str | None = None
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing more will happen to it unasked."""
+        if self.payment_status in (PaymentStatus.REFUND_PENDING, PaymentStatus.UNKNOWN):
+            return False
+        return self.status in _REST or (self.status is Status.CONFIRMED and self.stages is Stages.PAYMENT)
+
+    @property
+    def money_in_flight(self) -> bool:
+        """A charge or refund was asked for and has no outcome yet."""
+        return self.charging or self.payment_status in (PaymentStatus.UNKNOWN, PaymentStatus.REFUND_PENDING)
+
+
+_REST = frozenset({Status.PAYMENT_FAILED, Status.FAILED, Status.COMPLETED, Status.CANCELLED})
+
+
+class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The next action of an order; it leaves the table when the order is at rest.
+
+    `due_at` is when it may next be claimed: its schedule, or the end of the lease while `holder` has it. `fence`
+    grows with every claim and every takeover. `claims` counts claims since the last recorded outcome, `failures`
+    the recorded failures that lead to back-off. A parked job has `dead_at`.
+    """
+
+    kind: JobKind
+    due_at: int
+    created_at: int
+    holder: str | None = None
+    fence: int = 0
+    claims: int = 0
+    failures: int = 0
+    dead_at: int | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One call to the gateway: stored with `outcome` None before it, completed after it."""
+
+    order_id: str
+    number: int
+    action: str  # "charge" or "refund"
+    gateway_key: str
+    amount_minor: int
+    currency: str
+    started_at: int
+    finished_at: int | None = None
+    outcome: PaymentOutcome | None = None
+    reference: str | None = None
+    error: str | None = None
+
+
+class AttemptResult(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The end of an attempt that is already stored."""
+
+    order_id: str
+    number: int
+    finished_at: int
+    outcome: PaymentOutcome
+    reference: str | None
+    error: str | None
+
+
+def is_order_id(text: str) -> bool:
+    """Return whether `text` may be an order's id: 1-64 of `A-Z a-z 0-9 . _ -`, and no reserved path word."""
+    return _ORDER_ID.fullmatch(text) is not None and text not in RESERVED_IDS
+
+
+def gateway_key(order_id: str, generation: int) -> str:
+    """Return the idempotency key under which the gateway sees this order's charge (UUIDv5, RFC 9562)."""
+    return str(uuid.uuid5(_KEY_NAMESPACE, f"{order_id}:{generation}"))

@@ -1,0 +1,132 @@
+"""A payment gateway that moves no money: for trying out, for tests, and for measuring.
+
+It honours idempotency keys. What it has charged it keeps in memory, or in a ledger file (one JSON line per charge
+or refund, appended), which survives a killed process and can be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from random import Random
+from urllib.parse import SplitResult, parse_qs
+
+import msgspec
+
+from expediter.errors import ConfigurationError, PaymentDeclined, PaymentUnavailable, PaymentUnknown
+
+#: What a `payment_token` can ask of the simulation, whatever the success rate.
+TOKEN_DECLINED = "tok_declined"
+TOKEN_UNAVAILABLE = "tok_unavailable"
+#: The charge succeeds but its answer is lost.
+TOKEN_UNKNOWN = "tok_unknown"
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """One line of the ledger; `action` is "charge" or "refund"."""
+
+    action: str
+    key: str
+    amount_minor: int
+    currency: str
+
+
+class SimulatedGateway:
+    """Succeeds at a given rate after a random delay; a failure is a gateway that is briefly unavailable."""
+
+    name = "simulated"
+    key_window_seconds = 24 * 3600
+
+    def __init__(
+        self,
+        *,
+        success_rate: float = 1.0,
+        latency_ms_min: int = 0,
+        latency_ms_max: int = 0,
+        seed: int | None = None,
+        ledger: Path | None = None,
+    ) -> None:
+        """Take a rate in [0, 1], a range of milliseconds, a seed for repeatable runs, and a ledger's path."""
+        self._success_rate = success_rate
+        self._latency = (latency_ms_min / 1000, latency_ms_max / 1000)
+        self._random = Random(seed)
+        self._entries: dict[tuple[str, str], LedgerEntry] = {}
+        self._ledger = -1
+        if ledger is not None:
+            self._open_ledger(ledger)
+
+    @classmethod
+    def from_address(
+        cls, parts: SplitResult, *, success_rate: float, latency_ms_min: int, latency_ms_max: int
+    ) -> SimulatedGateway:
+        """Read `simulated://[/ledger/file][?seed=7]`. Raises ConfigurationError."""
+        options = parse_qs(parts.query)
+        seed = options.pop("seed", ["none"])[0]
+        if options or (seed != "none" and not seed.lstrip("-").isdigit()):
+            raise ConfigurationError("PAYMENT_GATEWAY=simulated:// takes ?seed=NUMBER and nothing else")
+        return cls(
+            success_rate=success_rate,
+            latency_ms_min=latency_ms_min,
+            latency_ms_max=latency_ms_max,
+            seed=None if seed == "none" else int(seed),
+            ledger=Path(parts.netloc + parts.path) if parts.netloc + parts.path else None,
+        )
+
+    def _open_ledger(self, path: Path) -> None:
+        try:
+            self._ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            for line in path.read_bytes().splitlines():
+                entry = msgspec.json.decode(line, type=LedgerEntry)
+                self._entries[entry.action, entry.key] = entry
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigurationError(f"The ledger of PAYMENT_GATEWAY cannot be used: {error}") from error
+
+    async def charge(self, amount_minor: int, currency: str, *, idempotency_key: str, token: str | None) -> str:
+        """See PaymentGateway."""
+        await self._delay()
+        if ("charge", idempotency_key) in self._entries:
+            return _reference(idempotency_key)
+        if token == TOKEN_DECLINED:
+            raise PaymentDeclined("The card was declined (simulated)")
+        if token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
+            raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
+        self._enter(LedgerEntry("charge", idempotency_key, amount_minor, currency))
+        if token == TOKEN_UNKNOWN:
+            raise PaymentUnknown("The payment gateway did not answer (simulated)")
+        return _reference(idempotency_key)
+
+    async def find(self, idempotency_key: str) -> str | None:
+        """See PaymentGateway."""
+        await self._delay()
+        return _reference(idempotency_key) if ("charge", idempotency_key) in self._entries else None
+
+    async def refund(self, idempotency_key: str) -> str:
+        """See PaymentGateway."""
+        await self._delay()
+        charged = self._entries.get(("charge", idempotency_key))
+        if charged is None:
+            raise PaymentDeclined("There is no charge under this key to refund (simulated)")
+        if ("refund", idempotency_key) not in self._entries:
+            self._enter(LedgerEntry("refund", idempotency_key, charged.amount_minor, charged.currency))
+        return f"re_{idempotency_key}"
+
+    async def close(self) -> None:
+        """Close the ledger."""
+        if self._ledger >= 0:
+            os.close(self._ledger)
+            self._ledger = -1
+
+    async def _delay(self) -> None:
+        low, high = self._latency
+        if high > 0:
+            await asyncio.sleep(self._random.uniform(low, high))
+
+    def _enter(self, entry: LedgerEntry) -> None:
+        self._entries[entry.action, entry.key] = entry
+        if self._ledger >= 0:
+            os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
+
+
+def _reference(idempotency_key: str) -> str:
+    return f"ch_{idempotency_key}"

@@ -1,0 +1,154 @@
+"""Cached reads: one order, a page, the summary, and waiting for a change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from expediter import lookups
+from expediter.cache import Cache, Entry
+from expediter.dialects import Connection, SqliteDatabase
+from expediter.documents import order_document
+from expediter.errors import OrderNotFound
+from expediter.lookups import HistoryRow, QueueState
+from expediter.orders import Attempt, Job, Order, Status
+from expediter.requests import Applied, PageQuery
+from expediter.resilience import Breaker
+
+#: How often a waiting reader looks at the store for itself, in seconds: another process may have made the change.
+WAIT_LOOK_SECONDS = 0.25
+#: Orders whose readers may wait at once; one more is answered at once.
+WAITERS_MAX = 10_000
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page: the documents, how many there are in all (None: not counted), and where the next page begins."""
+
+    documents: list[msgspec.Raw]
+    total: int | None
+    after: tuple[int, str] | None
+
+
+class Queries:
+    """Reads for the web; never older than what this process has seen committed."""
+
+    def __init__(self, database: SqliteDatabase, cache: Cache) -> None:
+        """Read from `database`, through `cache`."""
+        self._database = database
+        self._cache = cache
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    async def order(self, order_id: str, *, min_version: int = 0) -> Entry:
+        """Return the document of an order, at `min_version` or newer if the store has it. Raises OrderNotFound."""
+        entry = await self._cache.order(order_id, partial(self._load, order_id))
+        if entry is not None and entry.version < min_version:
+            entry = await self._load(order_id)
+        if entry is None:
+            raise OrderNotFound(order_id)
+        return entry
+
+    async def _load(self, order_id: str) -> Entry | None:
+        found = await self._database.read(partial(lookups.order_with_lines, order_id=order_id))
+        if found is None:
+            return None
+        return Entry(found[0].version, order_document(*found))
+
+    async def wait(self, order_id: str, *, beyond: int, seconds: float) -> Entry:
+        """Return the order once its version is above `beyond` or it has ended, or after `seconds` as it is then.
+
+        Raises OrderNotFound, also when the order is deleted meanwhile.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters = self._waiting.setdefault(order_id, set())
+            waiters.add(changed)
+            try:
+                entry = await self.order(order_id)
+                left = deadline - asyncio.get_running_loop().time()
+                if entry.version > beyond or left <= 0 or await self._ended(order_id):
+                    return entry
+                await asyncio.wait([changed], timeout=min(left, WAIT_LOOK_SECONDS))
+            finally:
+                waiters.discard(changed)
+                if not waiters:
+                    self._waiting.pop(order_id, None)
+
+    async def _ended(self, order_id: str) -> bool:
+        if len(self._waiting) > WAITERS_MAX:
+            return True
+        found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
+        return found is None or found[0].at_rest
+
+    def notice(self, changes: Sequence[Applied]) -> None:
+        """Wake whoever waits for one of these orders."""
+        if not self._waiting:
+            return
+        for change in changes:
+            for waiter in self._waiting.get(change.order.order_id, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def page(self, query: PageQuery) -> Page:
+        """Return a page of orders, newest first, and the exact total where the counters know it."""
+
+        async def work(connection: Connection) -> Page:
+            found = await lookups.page(connection, msgspec.structs.replace(query, limit=query.limit + 1))
+            total = None if query.filtered else _total(await lookups.counters(connection), query.status)
+            documents = [msgspec.Raw(order_document(order, lines)) for order, lines in found[: query.limit]]
+            more = len(found) > query.limit
+            last = found[query.limit - 1][0] if more else None
+            return Page(documents, total, (last.created_at, last.order_id) if last else None)
+
+        return await self._database.read(work)
+
+    async def cached_page(self, key: str, query: PageQuery, word: partial[bytes]) -> bytes:
+        """Return the answer that `word(page)` makes of the page, from the cache where it is there."""
+
+        async def load() -> bytes:
+            return word(await self.page(query))
+
+        return await self._cache.page(key, load)
+
+    async def counters(self) -> dict[str, int]:
+        """Return the exact counters."""
+        return await self._database.read(lookups.counters)
+
+    async def ids(self, statuses: list[Status], limit: int) -> dict[Status, list[str]]:
+        """Return up to `limit` newest ids in each status."""
+        return await self._database.read(partial(lookups.ids_by_status, statuses=statuses, limit=limit))
+
+    async def history(self, order_id: str) -> list[HistoryRow]:
+        """Return the events of an order. Raises OrderNotFound."""
+        rows = await self._database.read(partial(lookups.history, order_id=order_id))
+        if rows is None:
+            raise OrderNotFound(order_id)
+        return rows
+
+    async def inspect(self, order_id: str) -> tuple[Order, Job | None, tuple[Attempt, ...], int]:
+        """Return an order, its job, its payment attempts and the database's time. Raises OrderNotFound."""
+        found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
+        if found is None:
+            raise OrderNotFound(order_id)
+        return found
+
+    async def breaker(self) -> Breaker:
+        """Return the payment gateway's circuit breaker."""
+        return await self._database.read(lookups.breaker)
+
+    async def queue(self) -> tuple[QueueState, int]:
+        """Return the queue's state and the database's time."""
+
+        async def work(connection: Connection) -> tuple[QueueState, int]:
+            return await lookups.queue_state(connection), await connection.now()
+
+        return await self._database.read(work)
+
+
+def _total(counters: dict[str, int], status: Status | None) -> int:
+    if status is not None:
+        return counters.get(f"status:{status}", 0)
+    return sum(counters.get(f"status:{each}", 0) for each in Status)

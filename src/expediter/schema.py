@@ -1,0 +1,169 @@
+"""The tables. Only whole numbers and text: the same on every database, and nothing to convert on the way.
+
+Times are microseconds since 1970 (BigInteger), flags are 0 or 1, JSON is text that Expediter itself has encoded.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+#: An order as its row; the columns are the fields of `orders.Order`, in that order.
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("status", String(24), nullable=False),
+    Column("payment_status", String(24), nullable=False),
+    Column("stages", String(24), nullable=False),
+    Column("customer_id", String(128)),
+    #: 1 where the client sent `customer_id` as a number, so that it goes back as one.
+    Column("customer_id_number", SmallInteger, nullable=False),
+    Column("customer_name", String(256)),
+    Column("currency", String(3), nullable=False),
+    Column("total_minor", BigInteger, nullable=False),
+    Column("priced", SmallInteger, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("payment_token", String(256)),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("processing_started_at", BigInteger),
+    Column("completed_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    Column("charging", SmallInteger, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text),
+    CheckConstraint("total_minor >= 0", name="orders_total_not_negative"),
+    CheckConstraint("version >= 1", name="orders_version_counts_from_one"),
+    Index("orders_by_age", "created_at", "order_id"),
+    Index("orders_by_status", "status", "created_at", "order_id"),
+    Index("orders_by_customer", "customer_id", "created_at", "order_id"),
+)
+
+#: The lines of an order, written once. A trigger on `orders` holds their sum against the order's total.
+order_lines = Table(
+    "order_lines",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("item_id", String(128)),
+    Column("item_id_number", SmallInteger, nullable=False),
+    Column("name", String(512)),
+    Column("quantity", Integer, nullable=False),
+    Column("price_minor", BigInteger),
+    CheckConstraint("quantity >= 1", name="order_lines_quantity_positive"),
+    CheckConstraint("price_minor >= 0", name="order_lines_price_not_negative"),
+    sqlite_with_rowid=False,
+)
+
+#: Every change of every order; `position` follows the order of commits (docs/decisions/004-event-positions.md).
+events = Table(
+    "events",
+    metadata,
+    Column("position", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("order_id", String(64), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("data", Text, nullable=False),
+    Index("events_by_order", "order_id", "number", unique=True),
+)
+
+#: One row: the position of the newest event.
+feed = Table(
+    "feed",
+    metadata,
+    Column("feed_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+)
+
+#: The next action of each order that is not at rest; a parked job keeps its row and has `dead_at`.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("holder", String(128)),
+    Column("fence", BigInteger, nullable=False),
+    Column("claims", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("dead_at", BigInteger),
+    Index("jobs_by_due", "kind", "due_at"),
+)
+
+#: Every call to the payment gateway: stored before it (outcome null), completed after it.
+payment_attempts = Table(
+    "payment_attempts",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("action", String(8), nullable=False),
+    Column("gateway_key", String(64), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("outcome", String(16)),
+    Column("reference", String(128)),
+    Column("error", Text),
+    sqlite_with_rowid=False,
+)
+
+#: What a request with an `Idempotency-Key` was answered, kept in the transaction that it caused.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("idempotency_key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status_code", SmallInteger, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("idempotency_keys_by_expiry", "expires_at"),
+)
+
+#: Sums that are read instead of scanning; each process adds to its own slot, readers sum the slots.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+    Column("value", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: The ids of deleted orders: an id is used once, because the payment gateway remembers it.
+deleted_orders = Table(
+    "deleted_orders",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("deleted_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: One row for each thing outside that may be away; shared, so that the whole cluster probes once.
+circuit_breakers = Table(
+    "circuit_breakers",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("failures", Integer, nullable=False),
+    #: Null while closed; otherwise when a probe may be sent.
+    Column("open_until", BigInteger),
+    #: Who sends the probe now, and until when nobody else may.
+    Column("probe_holder", String(128)),
+    Column("probe_until", BigInteger),
+)

@@ -1,0 +1,409 @@
+"""Transactions on many orders at once: the only place that writes orders.
+
+`apply` takes a batch of requests inside one transaction: it loads what they are about, lets `decide` judge each in
+turn, and writes everything that came of it with a handful of statements, whatever the batch's size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import bindparam, delete, select, update
+
+from expediter import schema
+from expediter.commands import ClaimJob, Command, PlaceOrder
+from expediter.decisions import decide
+from expediter.dialects import Connection
+from expediter.drafts import Decision
+from expediter.errors import DuplicateOrder, ExpediterError, IdempotencyMismatch, StaleLease
+from expediter.events import Event
+from expediter.orders import Attempt, AttemptResult, Job, JobKind, Line, Order
+from expediter.requests import (
+    Answer,
+    Applied,
+    Asked,
+    ClaimDue,
+    Claimed,
+    Claims,
+    IdempotencyKey,
+    Outcome,
+    Replayed,
+    ReportBreaker,
+    Request,
+)
+from expediter.resilience import GATEWAY_KINDS, PAYMENT_BREAKER, Breaker
+from expediter.rows import (
+    ORDER_CHANGES,
+    changed_order_row,
+    job_row,
+    line_row,
+    order_row,
+    read_breaker,
+    read_line,
+    read_order_and_job,
+)
+
+_LOAD = (
+    select(schema.orders, schema.jobs)
+    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+)
+_LOAD_LINES = (
+    select(schema.order_lines)
+    .where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.order_lines.c.order_id, schema.order_lines.c.line)
+)
+_LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
+    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
+)
+_LOAD_KEYS = select(schema.idempotency_keys).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True)),
+    schema.idempotency_keys.c.expires_at > bindparam("now"),
+)
+_FIND_DUE = (
+    select(schema.jobs.c.order_id)
+    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
+    .order_by(schema.jobs.c.due_at)
+    .limit(bindparam("limit"))
+)
+_NEXT_DUE = (
+    select(schema.jobs.c.due_at)
+    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at > bindparam("now"))
+    .order_by(schema.jobs.c.due_at)
+    .limit(1)
+)
+_LOAD_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == bindparam("breaker"))
+_REMOVE_KEYS = delete(schema.idempotency_keys).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
+)
+_REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
+_REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+_REMOVE_LINES = delete(schema.order_lines).where(
+    schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True))
+)
+_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + bindparam("count"))
+_FEED = select(schema.feed.c.position)
+
+_to_json = msgspec.json.Encoder().encode
+
+
+async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) -> tuple[list[Outcome], int, int]:
+    """Carry out a batch; return the outcome of each request, and the newest event's position before and after.
+
+    A refused request is an ExpediterError in its place and changes nothing; the others are not affected.
+    """
+    batch = _Batch(connection, await connection.now(), slot)
+    await batch.load(asked)
+    outcomes = [await batch.carry_out(request) for request in asked]
+    await batch.answer(asked, outcomes)
+    after = await batch.write()
+    return outcomes, after - len(batch.events), after
+
+
+class _Batch:
+    """The state of one transaction: orders as they were, as they are now, and what is to be written."""
+
+    def __init__(self, connection: Connection, now: int, slot: int) -> None:
+        self._connection = connection
+        self._now = now
+        self._slot = slot
+        self._before: dict[str, tuple[Order | None, Job | None]] = {}
+        self._after: dict[str, tuple[Order | None, Job | None]] = {}
+        self._lines: dict[str, tuple[Line, ...]] = {}
+        self._deleted: set[str] = set()
+        self._answers: dict[str, tuple[str, Answer]] = {}
+        self._new_answers: list[tuple[IdempotencyKey, Answer]] = []
+        self.events: list[Event] = []
+        self._attempts: list[Attempt] = []
+        self._attempt_results: list[AttemptResult] = []
+        self._breaker: Breaker | None = None
+
+    async def load(self, asked: Sequence[Asked]) -> None:
+        requests = [request for request in asked if isinstance(request, Request)]
+        placing, other = [], []
+        for request in requests:
+            command = request.command
+            if not isinstance(command, PlaceOrder):
+                other.append(command.order_id)
+            elif not command.fresh:
+                placing.append(command.order_id)
+        await self._load_orders([*placing, *other])
+        if placing:
+            rows = await self._connection.fetch(_LOAD_DELETED, ids=placing)
+            self._deleted.update(row[0] for row in rows)
+        keys = [request.key.key for request in requests if request.key]
+        if keys:
+            for row in await self._connection.fetch(_LOAD_KEYS, ids=keys, now=self._now):
+                self._answers[row[0]] = (row[1], Answer(row[2], msgspec.json.decode(row[3]), row[4]))
+
+    async def _load_orders(self, ids: list[str]) -> None:
+        if not ids:
+            return
+        for row in await self._connection.fetch(_LOAD, ids=ids):
+            order, job = read_order_and_job(row)
+            if order.order_id not in self._before:
+                self._before[order.order_id] = self._after[order.order_id] = (order, job)
+
+    async def carry_out(self, asked: Asked) -> Outcome:
+        if isinstance(asked, ClaimDue):
+            return await self._claim(asked)
+        if isinstance(asked, ReportBreaker):
+            return await self._report(asked)
+        if asked.key and (known := self._answers.get(asked.key.key)):
+            fingerprint, answer = known
+            if fingerprint != asked.key.fingerprint:
+                return IdempotencyMismatch("This Idempotency-Key was used before with another request")
+            return Replayed(answer)
+        try:
+            outcome = self._decide(asked.command)
+        except ExpediterError as refused:
+            return refused
+        if asked.key and asked.answer and not asked.with_lines:
+            return self._keep(asked, outcome)
+        return outcome
+
+    def _decide(self, command: Command) -> Applied:
+        order_id = command.order_id
+        order, job = self._after.get(order_id, (None, None))
+        if order_id in self._deleted and isinstance(command, PlaceOrder):
+            raise DuplicateOrder(order_id, deleted=True)
+        decision = decide(order, job, command, self._now)
+        self._record(order_id, decision)
+        if isinstance(command, PlaceOrder):
+            self._lines[order_id] = decision.lines
+        shown = decision.order or order
+        assert shown is not None  # decide refuses a command about an order that is not there
+        return Applied(shown, decision.job, self._lines.get(order_id, ()))
+
+    def _record(self, order_id: str, decision: Decision) -> None:
+        self._before.setdefault(order_id, (None, None))
+        self._after[order_id] = (decision.order, decision.job)
+        self.events += decision.events
+        if decision.order is None:
+            self._deleted.add(order_id)
+        for attempt in decision.attempts:
+            if isinstance(attempt, Attempt):
+                self._attempts.append(attempt)
+            else:
+                self._attempt_results.append(attempt)
+
+    def _keep(self, asked: Request, applied: Applied) -> Applied:
+        assert asked.key is not None
+        assert asked.answer is not None
+        answer = asked.answer(applied.order, applied.lines)
+        self._answers[asked.key.key] = (asked.key.fingerprint, answer)
+        self._new_answers.append((asked.key, answer))
+        return msgspec.structs.replace(applied, answer=answer)
+
+    async def answer(self, asked: Sequence[Asked], outcomes: list[Outcome]) -> None:
+        """Add the lines where they were asked for, and word the answers that are to be kept."""
+        wanted = [
+            (index, request, outcome)
+            for index, (request, outcome) in enumerate(zip(asked, outcomes, strict=True))
+            if isinstance(request, Request) and request.with_lines and isinstance(outcome, Applied)
+        ]
+        missing = [outcome.order.order_id for _, _, outcome in wanted if outcome.order.order_id not in self._lines]
+        if missing:
+            found: dict[str, list[Line]] = {order_id: [] for order_id in missing}
+            for row in await self._connection.fetch(_LOAD_LINES, ids=missing):
+                found[row[0]].append(read_line(row))
+            self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
+        for index, request, outcome in wanted:
+            applied = msgspec.structs.replace(outcome, lines=self._lines[outcome.order.order_id])
+            outcomes[index] = self._keep(request, applied) if request.key and request.answer else applied
+
+    async def _load_breaker(self) -> Breaker:
+        if self._breaker is None:
+            rows = await self._connection.fetch(_LOAD_BREAKER, breaker=PAYMENT_BREAKER)
+            self._breaker = read_breaker(rows[0])
+        return self._breaker
+
+    async def _save_breaker(self, breaker: Breaker) -> Breaker:
+        if breaker != self._breaker:
+            self._breaker = breaker
+            columns = ("failures", "open_until", "probe_holder", "probe_until")
+            row = (
+                breaker.failures,
+                breaker.open_until,
+                breaker.probe_holder,
+                breaker.probe_until,
+                PAYMENT_BREAKER,
+            )
+            await self._connection.update(schema.circuit_breakers, columns, ("name",), [row])
+        return breaker
+
+    async def _report(self, asked: ReportBreaker) -> Breaker:
+        breaker = await self._load_breaker()
+        if asked.succeeded:
+            return await self._save_breaker(breaker.after_success())
+        changed = breaker.after_failure(self._now, threshold=asked.threshold, recovery=asked.recovery)
+        return await self._save_breaker(changed)
+
+    async def _claim(self, asked: ClaimDue) -> Claims:
+        breaker = await self._load_breaker()
+        claimed: list[Claimed] = []
+        # What is furthest along goes first, so that a flood of new orders does not hold up those under way.
+        for kind in (JobKind.FULFIL, JobKind.REFUND, JobKind.CHARGE):
+            limit = asked.limit - len(claimed)
+            probe = False
+            if kind in GATEWAY_KINDS and breaker.open_until is not None:
+                probe = breaker.may_probe(self._now)
+                limit = min(limit, int(probe))
+            if limit <= 0:
+                continue
+            jobs = await self._claim_kind(asked, kind, limit, probe)
+            if probe and jobs:
+                breaker = await self._save_breaker(breaker.probing(asked.holder, self._now))
+            claimed += jobs
+        return Claims(tuple(claimed), breaker, await self._next_due(breaker), self._now)
+
+    async def _claim_kind(self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool) -> list[Claimed]:
+        rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
+        ids = [row[0] for row in rows]
+        await self._load_orders(ids)
+        claimed = []
+        for order_id in ids:
+            command = ClaimJob(
+                order_id=order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
+            )
+            try:
+                applied = self._decide(command)
+            except StaleLease:
+                continue  # another request of this batch has already taken or finished it
+            if applied.job is not None and applied.job.holder == asked.holder:
+                claimed.append(Claimed(applied.order, applied.job, probe))
+        return claimed
+
+    async def _next_due(self, breaker: Breaker) -> int | None:
+        due = []
+        for kind in JobKind:
+            rows = await self._connection.fetch(_NEXT_DUE, kind=kind.value, now=self._now)
+            due += [row[0] for row in rows]
+        if breaker.open_until is not None:
+            due.append(max(breaker.open_until, breaker.probe_until or 0))
+        return min(due, default=None)
+
+    async def write(self) -> int:
+        """Write what the batch came to; return the position of its newest event."""
+        if not self.events and not self._new_answers and self._after == self._before:
+            rows = await self._connection.fetch(_FEED)
+            return int(rows[0][0])
+        connection = self._connection
+        new, changed, gone = self._sorted()
+        lines = [line_row(order.order_id, line) for order in new for line in self._lines[order.order_id]]
+        if lines:
+            # Before the orders: their trigger sums these up.
+            await connection.insert(schema.order_lines, lines)
+        if new:
+            await connection.insert(schema.orders, [order_row(order) for order in new])
+        if changed:
+            rows = [changed_order_row(order) for order in changed]
+            await connection.update(schema.orders, ORDER_CHANGES, ("order_id",), rows)
+        if gone:
+            await connection.run(_REMOVE_ORDERS, ids=gone)
+            await connection.run(_REMOVE_LINES, ids=gone)
+            await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
+        await self._write_jobs()
+        await self._write_attempts()
+        await self._write_answers()
+        counters = [(name, self._slot, value) for name, value in sorted(self._counted().items()) if value]
+        if counters:
+            await connection.add(schema.counters, counters)
+        return await self._write_events()
+
+    def _sorted(self) -> tuple[list[Order], list[Order], list[str]]:
+        new, changed, gone = [], [], []
+        for order_id, (order, _) in self._after.items():
+            was = self._before[order_id][0]
+            if order is None:
+                gone.append(order_id)
+            elif was is None:
+                new.append(order)
+            elif order is not was:
+                changed.append(order)
+        return new, changed, gone
+
+    async def _write_jobs(self) -> None:
+        new, changed, gone = [], [], []
+        for order_id, (_, job) in self._after.items():
+            was = self._before[order_id][1]
+            if job is was:
+                continue
+            if job is None:
+                gone.append(order_id)
+            elif was is None:
+                new.append(job_row(order_id, job))
+            else:
+                changed.append((*job_row(order_id, job)[1:], order_id))
+        if new:
+            await self._connection.insert(schema.jobs, new)
+        if changed:
+            await self._connection.update(schema.jobs, _JOB_CHANGES, ("order_id",), changed)
+        if gone:
+            await self._connection.run(_REMOVE_JOBS, ids=gone)
+
+    async def _write_attempts(self) -> None:
+        if self._attempts:
+            rows = [msgspec.structs.astuple(attempt) for attempt in self._attempts]
+            await self._connection.insert(schema.payment_attempts, rows)
+        if self._attempt_results:
+            rows = [
+                (end.finished_at, end.outcome.value, end.reference, end.error, end.order_id, end.number)
+                for end in self._attempt_results
+            ]
+            columns = ("finished_at", "outcome", "reference", "error")
+            await self._connection.update(schema.payment_attempts, columns, ("order_id", "number"), rows)
+
+    async def _write_answers(self) -> None:
+        if not self._new_answers:
+            return
+        rows = [
+            (
+                key.key,
+                key.fingerprint,
+                answer.status_code,
+                _to_json(answer.headers).decode(),
+                answer.body,
+                self._now + key.keep,
+            )
+            for key, answer in self._new_answers
+        ]
+        # An expired row of the same key may still be there.
+        await self._connection.run(_REMOVE_KEYS, ids=[row[0] for row in rows])
+        await self._connection.insert(schema.idempotency_keys, rows)
+
+    def _counted(self) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for order_id, (order, _) in self._after.items():
+            _count(total, self._before[order_id][0], -1)
+            _count(total, order, 1)
+        return total
+
+    async def _write_events(self) -> int:
+        # Last, so that the lock on the feed's one row is held as briefly as possible.
+        await self._connection.run(_ADVANCE_FEED, count=len(self.events))
+        position = int((await self._connection.fetch(_FEED))[0][0])
+        start = position - len(self.events) + 1
+        rows = [
+            (start + index, event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())
+            for index, event in enumerate(self.events)
+        ]
+        if rows:
+            await self._connection.insert(schema.events, rows)
+        return position
+
+
+_JOB_CHANGES = tuple(column.name for column in schema.jobs.columns if column.name != "order_id")
+
+
+def _count(total: Counter[str], order: Order | None, sign: int) -> None:
+    if order is None:
+        return
+    total[f"status:{order.status}"] += sign
+    if order.completed_at is not None:
+        started = order.processing_started_at or order.created_at
+        total["completed"] += sign
+        total["completed:work"] += sign * (order.completed_at - started)
+        total["completed:total"] += sign * (order.completed_at - order.created_at)

@@ -1,0 +1,151 @@
+"""The service over HTTP: routes, and what every request passes through."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import msgspec
+import uuid_utils
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from expediter.errors import ExpediterError
+from expediter.web import admin, ops, orders, pages, progress
+from expediter.web.context import Context
+from expediter.web.http import (
+    BODY_BYTES_MAX,
+    BODY_SECONDS_MAX,
+    HEADER_BYTES_MAX,
+    JSON,
+    BodyTooLarge,
+    BodyTooSlow,
+    Call,
+    Header,
+    Reply,
+)
+from expediter.web.openapi import openapi_document
+from expediter.web.operations import Handler, Operation
+from expediter.web.problems import RequestRefused, bug_reply, problem_reply
+
+#: Every operation. Fixed words (`/orders/metrics`) come before `/orders/{order_id}`, which would match them too.
+OPERATIONS: tuple[Operation, ...] = (
+    *progress.OPERATIONS[:2],
+    *admin.OPERATIONS,
+    *orders.OPERATIONS,
+    *pages.OPERATIONS,
+    *progress.OPERATIONS[2:],
+    *ops.OPERATIONS,
+)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def create_app(context: Context) -> ASGIApp:
+    """Return the ASGI application over an open service."""
+    return _Application(context)
+
+
+class _Application:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._fixed: dict[str, dict[str, Handler]] = defaultdict(dict)
+        self._routes: list[tuple[Route, dict[str, Handler]]] = []
+        by_path: dict[str, dict[str, Handler]] = defaultdict(dict)
+        for operation in OPERATIONS:
+            for path in operation.paths:
+                by_path[path][operation.method] = operation.handler
+        document = openapi_document(OPERATIONS)
+
+        async def openapi(call: Call, context: Context) -> Reply:
+            return Reply(200, document, [JSON])
+
+        by_path["/openapi.json"]["GET"] = openapi
+        for path, handlers in by_path.items():
+            if "{" in path:
+                self._routes.append((Route(path, endpoint=self), handlers))
+            else:
+                self._fixed[path] = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"this service speaks HTTP, not {scope['type']}")
+        path: str = scope["path"]
+        if len(path) > 1 and path[-1] == "/":
+            scope["path"] = path[:-1]
+        passed_on, request_id, header_bytes = _passed_on(scope["headers"])
+        call = Call(scope, receive, request_id)
+        try:
+            if header_bytes > HEADER_BYTES_MAX:
+                raise RequestRefused(431, "Headers too large", f"Send at most {HEADER_BYTES_MAX} bytes of headers")
+            handler = self._handler(call)
+            reply = await handler(call, self._context)
+        except ExpediterError as error:
+            reply = problem_reply(error, request_id)
+        except BodyTooLarge:
+            reply = problem_reply(_too_large(), request_id)
+        except BodyTooSlow:
+            reply = problem_reply(_too_slow(), request_id)
+        except Exception as error:
+            # The last resort: a bug must answer this request, not end the connection without a word.
+            reply = bug_reply(error, request_id)
+        reply.headers += passed_on
+        await reply.send(send)
+
+    def _handler(self, call: Call) -> Handler:
+        handlers = self._fixed.get(call.scope["path"])
+        if handlers is None:
+            handlers = self._match(call)
+        method = call.scope["method"]
+        handler = handlers.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = sorted(handlers) + (["HEAD"] if "GET" in handlers else [])
+            raise RequestRefused(
+                405,
+                "Method not allowed",
+                f"{call.path} has no {method}; it has {', '.join(allowed)}",
+                {"Allow": ", ".join(allowed)},
+            )
+        return handler
+
+    def _match(self, call: Call) -> dict[str, Handler]:
+        for route, handlers in self._routes:
+            match, found = route.matches(call.scope)
+            if match is not Match.NONE:
+                call.path_values = found["path_params"]
+                return handlers
+        raise RequestRefused(404, "Not found", f"There is nothing at {call.path}; see /docs")
+
+
+def _passed_on(headers: list[Header]) -> tuple[list[Header], str, int]:
+    """Return the headers that go back as they came (or, for the request id, are made), and the bytes of all."""
+    passed: list[Header] = []
+    request_id = ""
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            request_id = value.decode("latin-1")
+        elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
+            passed.append((name, value))
+    request_id = request_id or uuid_utils.uuid7().hex
+    passed.append((b"x-request-id", request_id.encode()))
+    return passed, request_id, size
+
+
+def _too_large() -> RequestRefused:
+    error = f"The body has more than {BODY_BYTES_MAX} bytes"
+    return RequestRefused(413, "Body too large", error, {"Connection": "close"})
+
+
+def _too_slow() -> RequestRefused:
+    error = f"The body took more than {BODY_SECONDS_MAX:g} seconds"
+    return RequestRefused(408, "Request timeout", error, {"Connection": "close"})
+
+
+def operations_document() -> dict[str, object]:
+    """Return the OpenAPI document as an object, for tools."""
+    decoded: dict[str, object] = msgspec.json.decode(openapi_document(OPERATIONS))
+    return decoded

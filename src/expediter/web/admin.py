@@ -1,0 +1,181 @@
+"""Filling and emptying: populate for anyone, seed and reset for the operator."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import uuid
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from expediter.errors import ExpediterError
+from expediter.requests import Request
+from expediter.samples import sample_order
+from expediter.web.context import Context
+from expediter.web.http import Call, Reply, json_reply
+from expediter.web.operations import Operation
+from expediter.web.orders import new_order_id, require_json
+from expediter.web.payloads import AdminBody, PopulateBody, decode
+from expediter.web.problems import RequestRefused
+
+#: Made-up orders that are stored in one transaction, at most.
+SAMPLES_PER_BATCH = 200
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Populated(msgspec.Struct, frozen=True):
+    """What became of the made-up orders."""
+
+    batch_id: str
+    errors: list[str]
+    failure_count: Count
+    success_count: Count
+    total_entries: Count
+
+
+class Seeded(msgspec.Struct, frozen=True):
+    """How many orders were made."""
+
+    message: str
+    count: Count
+
+
+class Emptied(msgspec.Struct, frozen=True):
+    """How many orders were removed."""
+
+    message: str
+    deleted: Count
+
+
+async def populate(call: Call, context: Context) -> Reply:
+    """Make up orders and store them; they are worked off like any others."""
+    call.query()
+    require_json(call)
+    wanted = decode(await call.body(), PopulateBody)
+    batch_id = wanted.batch_id or str(uuid.uuid4())
+    errors = await _fill(context, wanted.total_entries, {"batch_id": batch_id})
+    done = Populated(
+        batch_id=batch_id,
+        errors=errors[:100],
+        failure_count=len(errors),
+        success_count=wanted.total_entries - len(errors),
+        total_entries=wanted.total_entries,
+    )
+    return json_reply(201, done)
+
+
+async def _fill(context: Context, count: int, metadata: dict[str, str]) -> list[str]:
+    """Store `count` made-up orders; return one sentence for each that was not stored."""
+    random = Random()
+    errors: list[str] = []
+    for start in range(0, count, SAMPLES_PER_BATCH):
+        size = min(SAMPLES_PER_BATCH, count - start)
+        orders = [
+            sample_order(
+                random,
+                new_order_id,
+                currency=context.settings.default_currency,
+                stages=context.settings.stages,
+                metadata=msgspec.json.encode(metadata).decode(),
+            )
+            for _ in range(size)
+        ]
+        errors += await _store(context, [Request(order) for order in orders])
+    return errors
+
+
+async def _store(context: Context, requests: Sequence[Request]) -> list[str]:
+    try:
+        outcomes = await context.committer.submit_patiently(requests)
+    except ExpediterError as error:
+        return [str(error)] * len(requests)
+    return [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
+
+
+async def admin_reset(call: Call, context: Context) -> Reply:
+    """Remove every order and everything that belongs to one."""
+    await _admin_body(call, context)
+    deleted = await context.committer.clear()
+    return json_reply(200, Emptied(f"Removed {deleted} orders", deleted))
+
+
+async def admin_seed(call: Call, context: Context) -> Reply:
+    """Make up `count` orders (100 by default) and store them."""
+    body = await _admin_body(call, context)
+    errors = await _fill(context, body.count, {})
+    if errors:
+        raise RequestRefused(503, "Unavailable", errors[0], {"Retry-After": "1"})
+    return json_reply(201, Seeded(f"Created {body.count} orders", body.count))
+
+
+async def _admin_body(call: Call, context: Context) -> AdminBody:
+    """Return the body of an admin call. Raises 403 while admin calls are off, 401 without the right password."""
+    call.query()
+    text = await call.body()
+    secret = context.settings.admin_password
+    if secret is None or not secret.get_secret_value():
+        raise RequestRefused(403, "Admin calls are off", "Set ADMIN_PASSWORD to allow admin calls")
+    if text.strip():
+        require_json(call)
+    body = decode(text, AdminBody) if text.strip() else AdminBody()
+    given = call.header(b"x-admin-password") or _basic_password(call) or body.admin_password or ""
+    # utf-8 on both sides: compare_digest refuses text that is not ASCII
+    if not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
+        raise RequestRefused(
+            401,
+            "Unauthorized",
+            "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
+            {"WWW-Authenticate": 'Basic realm="expediter admin"'},
+        )
+    return body
+
+
+def _basic_password(call: Call) -> str | None:
+    scheme, _, credentials = (call.header(b"authorization") or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (ValueError, binascii.Error):
+        return None
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        paths=("/api/v1/orders/populate", "/orders/populate"),
+        handler=populate,
+        summary="Make up orders",
+        tag="orders",
+        answers={201: Populated},
+        body=PopulateBody,
+    ),
+    Operation(
+        method="POST",
+        paths=("/admin/reset",),
+        handler=admin_reset,
+        summary="Remove every order",
+        tag="admin",
+        answers={200: Emptied},
+        problems=(401, 403),
+        body=AdminBody,
+        body_required=False,
+    ),
+    Operation(
+        method="POST",
+        paths=("/admin/seed",),
+        handler=admin_seed,
+        summary="Make up orders",
+        tag="admin",
+        answers={201: Seeded},
+        problems=(401, 403),
+        body=AdminBody,
+        body_required=False,
+    ),
+)

@@ -1,0 +1,30 @@
+"""What the handlers work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expediter.cache import MemoryCache, NoCache
+from expediter.committer import Committer
+from expediter.orders import MICROSECONDS
+from expediter.queries import Queries
+from expediter.settings import Settings
+
+
+@dataclass
+class Context:
+    """The parts that the web uses. `draining` turns readiness off while the process stops."""
+
+    settings: Settings
+    committer: Committer
+    queries: Queries
+    cache: MemoryCache | NoCache
+    durability: str
+    database: str
+    working: bool
+    draining: bool = False
+
+    @property
+    def keep(self) -> int:
+        """How long an idempotency key is kept, in microseconds."""
+        return int(self.settings.idempotency_keep_days * 24 * 3600 * MICROSECONDS)

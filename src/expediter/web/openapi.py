@@ -1,0 +1,153 @@
+"""The OpenAPI 3.1 document, made from the same table that routes requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from expediter import __version__
+from expediter.orders import RESERVED_IDS
+from expediter.web.http import to_json
+from expediter.web.operations import Operation, Parameter
+from expediter.web.problems import Problem
+
+_REF = "#/components/schemas/{name}"
+_DESCRIPTION = """Takes orders, stores each one before it answers, charges and fulfils them in the background.
+
+Amounts are exact: send a number or a string, it is read as decimal text. Every refusal is a problem document
+(RFC 9457) that also carries `error`, one sentence."""
+
+#: Statuses that any operation may answer.
+_ALWAYS = (400, 405, 503)
+_HEADERS = {
+    "Allow": {"schema": {"type": "string"}, "description": "The methods that this path has."},
+    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."},
+    "ETag": {"schema": {"type": "string"}, "description": "The order's version, in quotes."},
+    "Location": {"schema": {"type": "string"}, "description": "Where the order is."},
+}
+_HEADERS_BY_STATUS = {201: ("Location", "ETag"), 405: ("Allow",), 503: ("Retry-After",)}
+
+
+def openapi_document(operations: Sequence[Operation]) -> bytes:
+    """Return the document for these operations as JSON."""
+    types = [Problem]
+    for operation in operations:
+        types += [body for body in operation.answers.values() if body is not None and not isinstance(body, str)]
+        types += [operation.body] if operation.body is not None else []
+    _, components = msgspec.json.schema_components(types, ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        for path in operation.paths:
+            paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, path)
+    return to_json(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Expediter",
+                "version": __version__,
+                "description": _DESCRIPTION,
+                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            },
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "securitySchemes": {
+                    "adminPassword": {"type": "apiKey", "in": "header", "name": "X-Admin-Password"},
+                    "adminBasic": {"type": "http", "scheme": "basic"},
+                },
+            },
+        }
+    )
+
+
+def _operation(operation: Operation, path: str) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": _operation_id(operation, path),
+        "summary": operation.summary,
+        "description": (operation.handler.__doc__ or "").strip(),
+        "tags": [operation.tag],
+        "responses": {
+            **{str(status): _answer(status, body) for status, body in operation.answers.items()},
+            **{str(status): _problem(status) for status in _problem_statuses(operation, path)},
+        },
+    }
+    parameters = [_path_parameter(name) for name in re.findall(r"{(\w+)}", path)]
+    parameters += [_parameter(parameter) for parameter in operation.parameters]
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {
+            "required": operation.body_required,
+            "content": {"application/json": {"schema": _schema(operation.body)}},
+        }
+    if operation.tag == "admin":
+        described["security"] = [{"adminPassword": []}, {"adminBasic": []}, {}]
+    return described
+
+
+def _operation_id(operation: Operation, path: str) -> str:
+    words = re.sub(r"\W+", "_", f"{operation.method.lower()}_{path}").strip("_")
+    return words
+
+
+def _problem_statuses(operation: Operation, path: str) -> Iterable[int]:
+    statuses = {*_ALWAYS, *operation.problems}
+    if operation.body is not None:
+        statuses |= {408, 413, 415, 422}
+    if operation.parameters:
+        statuses |= {422}
+    if "{order_id}" in path:
+        statuses |= {404, 422}
+    if any(parameter.name == "Idempotency-Key" for parameter in operation.parameters):
+        statuses |= {408, 413, 422}
+    return sorted(statuses)
+
+
+def _answer(status: int, body: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if isinstance(body, str):
+        answer["content"] = {body: {"schema": {"type": "string"}}}
+    elif body is not None:
+        answer["content"] = {"application/json": {"schema": _schema(body)}}
+    return _with_headers(answer, status)
+
+
+def _problem(status: int) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _schema(Problem)}}
+    return _with_headers({"description": HTTPStatus(status).phrase, "content": content}, status)
+
+
+def _with_headers(answer: dict[str, Any], status: int) -> dict[str, Any]:
+    names = _HEADERS_BY_STATUS.get(status, ())
+    if names:
+        answer["headers"] = {name: _HEADERS[name] for name in names}
+    return answer
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
+    return schema
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    reserved = "|".join(sorted(re.escape(word) for word in RESERVED_IDS))
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": f"^(?!(?:{reserved})$)[A-Za-z0-9._-]{{1,64}}$"},
+    }
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.where,
+        "required": False,
+        "description": parameter.description,
+        "schema": dict(parameter.schema),
+    }

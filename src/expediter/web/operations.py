@@ -1,0 +1,66 @@
+"""What an operation of the HTTP interface is: its route and its description in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from expediter.web.context import Context
+from expediter.web.http import Call, Reply
+
+Handler = Callable[[Call, Context], Awaitable[Reply]]
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True):
+    """A query parameter or header; `schema` is JSON Schema."""
+
+    name: str
+    schema: Mapping[str, Any]
+    description: str
+    where: Literal["query", "header"] = "query"
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method on one or several paths.
+
+    `answers` maps each status of success to what its body is (a type that msgspec knows, a media type, or None for
+    none); `problems` are the statuses of refusal beyond those that every operation may answer.
+    """
+
+    method: str
+    paths: tuple[str, ...]
+    handler: Handler
+    summary: str
+    tag: str
+    answers: Mapping[int, Any]
+    problems: tuple[int, ...] = ()
+    body: Any = None
+    body_required: bool = True
+    parameters: tuple[Parameter, ...] = ()
+
+
+IDEMPOTENCY_KEY = Parameter(
+    name="Idempotency-Key",
+    where="header",
+    schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    description="The same key with the same request again gives the stored answer, and does nothing.",
+)
+IF_MATCH = Parameter(
+    name="If-Match",
+    where="header",
+    schema={"type": "string", "pattern": '^("[0-9]+"|\\*)$'},
+    description="Only if the order still has this ETag; otherwise 412.",
+)
+IF_NONE_MATCH = Parameter(
+    name="If-None-Match",
+    where="header",
+    schema={"type": "string", "pattern": '^("[0-9]+"|\\*)$'},
+    description="304 if the order still has this ETag.",
+)
+
+
+def query(name: str, description: str, **schema: Any) -> Parameter:
+    """Return a query parameter."""
+    return Parameter(name=name, schema=schema, description=description)

@@ -1,0 +1,317 @@
+"""Reading what clients send: typed decoding first, and a patient look for every fault where that fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from expediter.commands import PlaceOrder
+from expediter.errors import BadRequest, Fault, InvalidInput
+from expediter.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS, MoneyError, format_minor, parse_minor
+from expediter.orders import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
+
+#: How deep a body may be nested.
+DEPTH_MAX = 32
+#: Limits of `metadata`: entries, and characters of a key and of a text.
+METADATA_ENTRIES_MAX = 50
+
+_Number = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]
+Identifier = _Number | Annotated[str, Meta(min_length=1, max_length=128)]
+OrderId = _Number | Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+Amount = Decimal
+MetadataKey = Annotated[str, Meta(min_length=1, max_length=64)]
+MetadataValue = _Number | float | bool | Annotated[str, Meta(max_length=1024)] | None
+
+
+class ItemBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One line of an order. `item_name` = `name`, `unit_price` = `price`."""
+
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+    item_id: Identifier | None = None
+    name: Name | None = None
+    item_name: Name | None = None
+    price: Amount | None = None
+    unit_price: Amount | None = None
+
+
+class OrderBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A new order, in any of the accepted shapes. `user_id` = `customer_id`."""
+
+    customer_id: Identifier | None = None
+    user_id: Identifier | None = None
+    customer_name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    items: Annotated[list[ItemBody], Meta(min_length=1, max_length=LINES_MAX)] | None = None
+    item_ids: Annotated[list[Identifier], Meta(min_length=1, max_length=LINES_MAX)] | None = None
+    total_amount: Amount | None = None
+    order_id: OrderId | None = None
+    currency: Annotated[str, Meta(min_length=3, max_length=3)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=METADATA_ENTRIES_MAX)] | None = None
+    payment_token: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
+class StatusBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A status to move an order to."""
+
+    status: Status
+
+
+class PopulateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How many orders to make up, and what to call them."""
+
+    total_entries: Annotated[int, Meta(ge=1, le=10_000)]
+    batch_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class AdminBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an admin call: the password may also come in a header."""
+
+    admin_password: str | None = None
+    count: Annotated[int, Meta(ge=1, le=100_000)] = 100
+
+
+T = TypeVar("T")
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_encode = msgspec.json.Encoder().encode
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Return `body` as a `kind`. Raises BadRequest for what is not JSON, InvalidInput with every fault."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        parsed: T = decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _diagnose(body, kind, error) from error
+    if (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body) and (faults := _unclean(_plain(body), "")):
+        raise InvalidInput(faults)
+    return parsed
+
+
+def place_order(body: OrderBody, *, fresh_id: str, currency: str, stages: Stages) -> PlaceOrder:
+    """Return the command for a decoded body. Raises InvalidInput with every fault."""
+    faults: list[Fault] = []
+    order_id = fresh_id
+    if body.order_id is not None:
+        order_id = str(body.order_id)
+        if not is_order_id(order_id):
+            faults.append(Fault("/order_id", "must be 1 to 64 of A-Z a-z 0-9 . _ - and no word that a path uses"))
+    if body.currency is not None:
+        currency = body.currency
+        if currency not in CURRENCY_DIGITS:
+            faults.append(Fault("/currency", "must be an ISO 4217 code such as USD"))
+            currency = "USD"
+    customer_id = body.customer_id
+    if body.user_id is not None:
+        if customer_id is not None and customer_id != body.user_id:
+            faults.append(Fault("/user_id", "is another name for customer_id, and says something else"))
+        customer_id = body.user_id
+    if customer_id is None and body.customer_name is None:
+        faults.append(Fault("/customer_id", "some customer is required: customer_id, user_id or customer_name"))
+    lines = _lines(body, currency, faults)
+    priced = bool(lines) and all([line.price_minor is not None for line in lines])
+    total = _total(body, lines, currency, priced, faults)
+    if faults:
+        raise InvalidInput(faults)
+    return PlaceOrder(
+        order_id=order_id,
+        fresh=body.order_id is None,
+        customer_id=customer_id,
+        customer_name=body.customer_name,
+        currency=currency,
+        total_minor=total,
+        priced=priced,
+        lines=lines,
+        metadata=_encode(body.metadata).decode() if body.metadata else "{}",
+        payment_token=body.payment_token,
+        stages=stages,
+    )
+
+
+def _lines(body: OrderBody, currency: str, faults: list[Fault]) -> tuple[Line, ...]:
+    if body.items is not None:
+        if body.item_ids is not None:
+            faults.append(Fault("/item_ids", "give items or item_ids, not both"))
+        return tuple([_line(index, item, currency, faults) for index, item in enumerate(body.items)])
+    if body.item_ids is not None:
+        return tuple([Line(index, item_id, None, 1, None) for index, item_id in enumerate(body.item_ids, 1)])
+    faults.append(Fault("/items", "at least one item is required: items or item_ids"))
+    return ()
+
+
+def _line(index: int, item: ItemBody, currency: str, faults: list[Fault]) -> Line:
+    name, price = item.name, item.price
+    if item.item_name is not None:
+        if name is not None and name != item.item_name:
+            faults.append(Fault(f"/items/{index}/item_name", "is another name for name, and says something else"))
+        name = item.item_name
+    if item.unit_price is not None:
+        if price is not None and price != item.unit_price:
+            faults.append(
+                Fault(f"/items/{index}/unit_price", "is another name for price, and says something else")
+            )
+        price = item.unit_price
+    if name is None and item.item_id is None:
+        faults.append(Fault(f"/items/{index}", "needs an item_id or a name"))
+    minor = None
+    if price is not None:
+        field = "unit_price" if item.price is None else "price"
+        minor = _money(price, currency, f"/items/{index}/{field}", faults)
+    return Line(index + 1, item.item_id, name, item.quantity, minor)
+
+
+def _money(amount: Decimal, currency: str, field: str, faults: list[Fault]) -> int:
+    try:
+        return parse_minor(amount, currency)
+    except MoneyError as error:
+        faults.append(Fault(field, str(error)))
+        return 0
+
+
+def _total(body: OrderBody, lines: tuple[Line, ...], currency: str, priced: bool, faults: list[Fault]) -> int:
+    declared = None
+    if body.total_amount is not None:
+        declared = _money(body.total_amount, currency, "/total_amount", faults)
+    if not priced:
+        unpriced = [line.line for line in lines if line.price_minor is None]
+        if declared is None and unpriced and len(unpriced) < len(lines):
+            field = f"/items/{unpriced[0] - 1}/price"
+            faults.append(Fault(field, "other lines have a price: give every line one, or a total_amount"))
+        return declared or 0
+    total = sum([line.quantity * (line.price_minor or 0) for line in lines])
+    if total > AMOUNT_MINOR_MAX:
+        faults.append(Fault("/items", f"add up to more than {format_minor(AMOUNT_MINOR_MAX, currency)}"))
+    elif declared is not None and declared != total and not faults:
+        faults.append(
+            Fault(
+                "/total_amount",
+                f"is {format_minor(declared, currency)}, but the lines add up to {format_minor(total, currency)}",
+            )
+        )
+    return total
+
+
+# From here on: the slow road, for bodies that are refused.
+
+_WHERE = re.compile(r" - at `(\$[^`]*)`$")
+
+
+def _diagnose(body: bytes, kind: type[Any], first: Exception) -> BadRequest | InvalidInput:
+    try:
+        plain = _plain(body)
+    except BadRequest as error:
+        return error
+    faults = _unclean(plain, "") or _faults(body, kind, "")
+    return InvalidInput(faults or [_fault("", first)])
+
+
+def _plain(body: bytes) -> Any:
+    """Return the body as plain Python objects. Raises BadRequest for what is not JSON or too deep."""
+    try:
+        text = body.decode()
+        plain = json.loads(text, parse_constant=_refuse_constant, parse_float=Decimal, parse_int=Decimal)
+    except RecursionError:
+        raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep") from None
+    except ValueError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}") from error
+    if _depth(plain, 0) > DEPTH_MAX:
+        raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep")
+    return plain
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _depth(value: Any, above: int) -> int:
+    if above > DEPTH_MAX or not isinstance(value, (dict, list)):
+        return above
+    inner = value.values() if isinstance(value, dict) else value
+    return max((_depth(each, above + 1) for each in inner), default=above + 1)
+
+
+def _unclean(value: Any, pointer: str) -> list[Fault]:
+    """Find texts that no database and no UTF-8 can hold."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            return [Fault(pointer, "must not contain NUL")]
+        return [Fault(pointer, "contains half of a surrogate pair")] if _SURROGATE.search(value) else []
+    if isinstance(value, dict):
+        inner = list(value.items())
+        found = [fault for key, _ in inner for fault in _unclean(key, f"{pointer}/{_shown(key)}")]
+        return found + [fault for key, each in inner for fault in _unclean(each, f"{pointer}/{_shown(key)}")]
+    if isinstance(value, list):
+        return [fault for index, each in enumerate(value) for fault in _unclean(each, f"{pointer}/{index}")]
+    return []
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _shown(key: str) -> str:
+    """Return a key as a part of a JSON pointer (RFC 6901), fit for UTF-8."""
+    return key.encode("utf-8", "replace").decode().replace("~", "~0").replace("/", "~1")
+
+
+def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
+    """Decode field by field, so that every fault is found and not only the first."""
+    struct = _struct_in(kind)
+    if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
+        try:
+            fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        except msgspec.ValidationError as error:
+            return [_fault(pointer, error)]
+        return _struct_faults(fields, struct, pointer)
+    if get_origin(struct) is list:
+        (inner,) = get_args(struct)
+        try:
+            elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
+            found = [
+                fault
+                for index, element in enumerate(elements[:LINES_MAX])
+                for fault in _faults(bytes(element), inner, f"{pointer}/{index}")
+            ]
+            if found:
+                return found
+        except msgspec.ValidationError:
+            pass  # not a list: the typed decoder says it best
+    try:
+        msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        return [_fault(pointer, error)]
+    return []
+
+
+def _struct_faults(fields: dict[str, msgspec.Raw], struct: type[msgspec.Struct], pointer: str) -> list[Fault]:
+    hints = get_type_hints(struct, include_extras=True)
+    faults = [Fault(f"{pointer}/{_shown(name)}", "is not a known field") for name in fields if name not in hints]
+    for field in msgspec.structs.fields(struct):
+        if field.name in fields:
+            faults += _faults(bytes(fields[field.name]), hints[field.name], f"{pointer}/{field.name}")
+        elif field.required:
+            faults.append(Fault(f"{pointer}/{field.name}", "is required"))
+    return faults
+
+
+def _struct_in(kind: Any) -> Any:
+    """Return the struct or list inside `Annotated[...] | None`, or `kind` itself."""
+    for inner in get_args(kind) if get_origin(kind) is not list else ():
+        found = _struct_in(inner)
+        if get_origin(found) is list or (isinstance(found, type) and issubclass(found, msgspec.Struct)):
+            return found
+    return kind
+
+
+def _fault(pointer: str, error: Exception) -> Fault:
+    text = str(error)
+    where = _WHERE.search(text)
+    if where:
+        text = text[: where.start()]
+        pointer += where[1][1:].replace("[...]", "").replace(".", "/").replace("[", "/").replace("]", "")
+    return Fault(pointer, text[:1].lower() + text[1:])

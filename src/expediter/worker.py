@@ -1,0 +1,219 @@
+"""The worker: claims due jobs, runs their stages side by side, hands in what came of them.
+
+Losing a hint costs latency and nothing else: the worker also looks by itself, and finds whatever was left behind,
+because a lease that has run out is a job that is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import structlog
+
+from expediter.commands import FailJob, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
+from expediter.committer import Committer
+from expediter.errors import ExpediterError, StaleLease, Unavailable
+from expediter.orders import MICROSECONDS, JobKind, Order, PaymentOutcome
+from expediter.requests import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
+from expediter.resilience import Breaker, backoff
+from expediter.stages import Tools, run
+
+#: Jobs in one claim, at most.
+CLAIM_MAX = 50
+#: How long a worker may keep a job without a word, in microseconds.
+LEASE = 30 * MICROSECONDS
+#: A job that was claimed this often without an outcome is parked.
+CLAIMS_MAX = 5
+#: The idle worker looks for due jobs by itself; the pause grows from one to the other, in seconds.
+POLL_SECONDS_MIN = 0.02
+POLL_SECONDS_MAX = 0.5
+#: Pause before an outcome is handed in again after the database refused it, in seconds.
+HAND_IN_AGAIN_SECONDS = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Works off jobs, `concurrency` of them at once. Use it from one event loop."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        tools: Tools,
+        *,
+        holder: str,
+        concurrency: int,
+        breaker_threshold: int,
+        breaker_recovery: int,
+    ) -> None:
+        """`holder` names this process in leases; `breaker_recovery` is in microseconds."""
+        self._committer = committer
+        self._tools = tools
+        self._holder = holder
+        self._concurrency = concurrency
+        self._threshold = breaker_threshold
+        self._recovery = breaker_recovery
+        self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._breaker = Breaker()
+
+    @property
+    def busy(self) -> int:
+        """How many jobs run now."""
+        return len(self._running)
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._committer.on_commit(self._notice)
+        self._loop = asyncio.create_task(self._run(), name="worker")
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Claim no more, let what runs end within `drain_seconds`, then give the rest back."""
+        self._stopping = True
+        self._wake.set()
+        if self._loop is not None:
+            await asyncio.wait([self._loop])
+        if self._running:
+            await asyncio.wait(self._running, timeout=drain_seconds)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def _notice(self, changes: Sequence[Applied]) -> None:
+        for change in changes:
+            if change.job is not None and change.job.holder is None:
+                self._wake.set()
+                return
+
+    async def _run(self) -> None:
+        pause = POLL_SECONDS_MIN
+        while not self._stopping:
+            self._wake.clear()
+            free = min(self._concurrency - len(self._running), CLAIM_MAX)
+            claims = await self._claim(free) if free > 0 else None
+            if claims is not None and claims.claimed:
+                pause = POLL_SECONDS_MIN
+                for claimed in claims.claimed:
+                    self._spawn(claimed)
+                if len(claims.claimed) == free:
+                    continue
+            await self._rest(pause, claims)
+            pause = min(pause * 2, POLL_SECONDS_MAX)
+
+    async def _rest(self, pause: float, claims: Claims | None) -> None:
+        if claims is not None and claims.next_due_at is not None:
+            pause = min(pause, max(0.0, (claims.next_due_at - claims.now) / MICROSECONDS))
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _claim(self, limit: int) -> Claims | None:
+        asked = ClaimDue(self._holder, limit, LEASE, CLAIMS_MAX)
+        try:
+            claims = (await self._committer.submit_patiently([asked]))[0]
+        except ExpediterError as error:
+            log.warning("jobs cannot be claimed now", error=str(error))
+            return None
+        assert isinstance(claims, Claims)
+        self._breaker = claims.breaker
+        return claims
+
+    def _spawn(self, claimed: Claimed) -> None:
+        task = asyncio.create_task(self._work(claimed))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a job ended with an error of the worker's own", exc_info=error)
+
+    async def _work(self, claimed: Claimed) -> None:
+        next_step: Claimed | None = claimed
+        while next_step is not None:
+            until = asyncio.get_running_loop().time() + LEASE / MICROSECONDS
+            command = await self._attempt(next_step)
+            next_step = await self._hand_in(command, self._breaker_report(next_step, command), until)
+
+    async def _attempt(self, claimed: Claimed) -> WorkerCommand:
+        order, fence = claimed.order, claimed.job.fence
+        if claimed.job.kind is not JobKind.FULFIL and self._breaker.open_until is not None and not claimed.probe:
+            return ReleaseJob(order_id=order.order_id, fence=fence)
+        try:
+            return await run(claimed, self._tools, claimed.job.due_at - LEASE)
+        except asyncio.CancelledError:
+            # The drain's time is up. The call may have gone out: whoever comes next settles it first.
+            return _interrupted(claimed, order)
+        except Exception as error:
+            # A stage failed in a way that nobody foresaw: the claim stays counted, so it cannot go on for ever.
+            log.exception("a stage failed", order_id=order.order_id, kind=claimed.job.kind)
+            retry_in = backoff(claimed.job.failures + 1, random.random())
+            return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in)
+
+    def _breaker_report(self, claimed: Claimed, command: WorkerCommand) -> ReportBreaker | None:
+        if not isinstance(command, (RecordPayment, RecordRefund)):
+            return None
+        away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
+        if not away and not self._breaker.failures:
+            return None  # closed and quiet: nothing to write
+        return ReportBreaker(not away, self._threshold, self._recovery)
+
+    async def _hand_in(self, command: WorkerCommand, report: ReportBreaker | None, until: float) -> Claimed | None:
+        """Store the outcome; return the next step if the job was kept for it."""
+        asked: list[Asked] = [Request(command)]
+        if report is not None:
+            asked.append(report)
+        while True:
+            try:
+                outcomes = await self._committer.submit_patiently(asked)
+                break
+            except Unavailable as error:
+                if asyncio.get_running_loop().time() > until:
+                    log.warning(
+                        "an outcome could not be stored; the job is found again", order_id=command.order_id
+                    )
+                    return None
+                log.warning("an outcome waits for the database", order_id=command.order_id, error=str(error))
+                await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
+        for outcome in outcomes:
+            if isinstance(outcome, Breaker):
+                self._breaker = outcome
+        first = outcomes[0]
+        if isinstance(first, StaleLease):
+            log.info("a lease was lost; its outcome is dropped", order_id=command.order_id)
+        elif isinstance(first, ExpediterError):
+            log.error("an outcome was refused", order_id=command.order_id, error=str(first))
+        elif isinstance(first, Applied) and first.job is not None and first.job.holder == self._holder:
+            return Claimed(first.order, first.job)
+        return None
+
+
+def _interrupted(claimed: Claimed, order: Order) -> WorkerCommand:
+    if claimed.job.kind is JobKind.CHARGE:
+        return RecordPayment(
+            order_id=order.order_id,
+            fence=claimed.job.fence,
+            outcome=PaymentOutcome.UNKNOWN,
+            error="the service stopped during the charge",
+            counts=False,
+        )
+    if claimed.job.kind is JobKind.REFUND:
+        return RecordRefund(
+            order_id=order.order_id,
+            fence=claimed.job.fence,
+            outcome=PaymentOutcome.UNKNOWN,
+            error="the service stopped during the refund",
+        )
+    return ReleaseJob(order_id=order.order_id, fence=claimed.job.fence)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
