@@ -15,9 +15,9 @@ dice = st.floats(min_value=0, max_value=1, exclude_max=True)
 failures = st.integers(min_value=1, max_value=10_000)
 
 
-def fail(breaker: Breaker, now: int = NOON, times: int = 1) -> Breaker:
+def fail(breaker: Breaker, now: int = NOON, times: int = 1, *, probe: bool = False) -> Breaker:
     for _ in range(times):
-        breaker = breaker.after_failure(now, threshold=THRESHOLD, recovery=RECOVERY)
+        breaker = breaker.after_failure(now, threshold=THRESHOLD, recovery=RECOVERY, probe=probe)
     return breaker
 
 
@@ -107,7 +107,7 @@ def test_a_successful_probe_closes_the_breaker() -> None:
 def test_a_failed_probe_opens_the_breaker_anew() -> None:
     """After a failed probe the whole recovery time runs again, and then one probe is let through."""
     failed_at = NOON + RECOVERY + 3_000_000
-    breaker = fail(OPEN.probing("worker-1", NOON + RECOVERY), failed_at)
+    breaker = fail(OPEN.probing("worker-1", NOON + RECOVERY), failed_at, probe=True)
 
     assert breaker.state == "open"
     assert breaker.open_until == failed_at + RECOVERY
@@ -122,6 +122,15 @@ def test_late_failures_do_not_keep_the_breaker_open(times: int, later: int) -> N
 
     assert late.state == "open"
     assert late.open_until == OPEN.open_until
+
+
+def test_a_late_failure_is_not_the_probe_s() -> None:
+    """While a probe is out, an older call that fails neither ends the probe nor prolongs anything."""
+    half_open = OPEN.probing("worker-1", NOON + RECOVERY)
+    late = fail(half_open, NOON + RECOVERY + 1)
+
+    assert late.state == "half_open"
+    assert (late.open_until, late.probe_until) == (half_open.open_until, half_open.probe_until)
 
 
 class SharedBreaker(RuleBasedStateMachine):
@@ -141,6 +150,12 @@ class SharedBreaker(RuleBasedStateMachine):
     @rule()
     def a_call_fails(self) -> None:
         self.breaker = fail(self.breaker, self.now)
+        self.consecutive += 1
+
+    @precondition(lambda self: self.probe_sent_at is not None)
+    @rule()
+    def the_probe_fails(self) -> None:
+        self.breaker = fail(self.breaker, self.now, probe=True)
         self.consecutive += 1
         self.probe_sent_at = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from expediter import interventions
 from expediter.commands import (
     CancelOrder,
     ChangeStatus,
@@ -27,18 +28,13 @@ from expediter.commands import (
 )
 from expediter.drafts import FENCES_PER_VERSION, Decision, Draft
 from expediter.errors import (
-    Conflict,
     DuplicateOrder,
-    IllegalTransition,
-    MoneyInFlight,
     OrderNotFound,
-    PreconditionFailed,
     StaleLease,
 )
 from expediter.events import Changes, Event, Placed
 from expediter.orders import (
     NEVER,
-    TRANSITIONS,
     Attempt,
     Job,
     JobKind,
@@ -77,24 +73,23 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         case RecordRefund():
             _record_refund(draft, _held(draft, command, JobKind.REFUND), command)
         case ReleaseJob():
-            _release(draft, _held(draft, command, None), command)
+            _release(draft, _held(draft, command, None), command.retry_in)
         case FailJob():
             _fail_job(draft, _held(draft, command, None), command)
         case ParkJob():
             _park(draft, _held(draft, command, None), command.error)
         case ChangeStatus():
-            _check_version(order, command.if_version)
-            _change_status(draft, command.status)
+            interventions.check_version(order, command.if_version)
+            interventions.change_status(draft, command.status)
         case CancelOrder():
-            _check_version(order, command.if_version)
-            _check_move(draft.order, Status.CANCELLED)
-            _cancel(draft)
+            interventions.check_version(order, command.if_version)
+            interventions.cancel(draft)
         case RetryOrder():
-            _check_version(order, command.if_version)
-            _retry(draft)
+            interventions.check_version(order, command.if_version)
+            interventions.retry(draft)
         case DeleteOrder():
-            _check_version(order, command.if_version)
-            return _delete(draft)
+            interventions.check_version(order, command.if_version)
+            return interventions.delete(draft)
         case _:
             raise TypeError(f"not a command: {command!r}")
     return draft.done()
@@ -161,10 +156,12 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
         case JobKind.CHARGE:
             _start_charge(draft)
         case JobKind.FULFIL:
-            _start_fulfilment(draft)
+            draft.start_fulfilment()
         case JobKind.REFUND:
-            if not draft.order.charging:
-                _start_attempt(draft, "refund", "refund.started", Changes(charging=True))
+            if draft.order.charging:
+                draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the refund")
+            # The same key again: whatever became of the last call, the gateway refunds once.
+            _start_attempt(draft, "refund", "refund.started", Changes(charging=True))
 
 
 def _start_charge(draft: Draft) -> None:
@@ -182,6 +179,7 @@ def _start_charge(draft: Draft) -> None:
         changes = Changes(
             status=Status.PAYMENT_PROCESSING,
             charging=True,
+            charge_started_at=draft.now,
             processing_started_at=order.processing_started_at or draft.now,
         )
         _start_attempt(draft, "charge", "payment.started", changes)
@@ -204,27 +202,27 @@ def _start_attempt(draft: Draft, action: str, type: str, changes: Changes) -> No
     )
 
 
-def _start_fulfilment(draft: Draft) -> None:
-    order = draft.order
-    if order.status is not Status.PROCESSING:
-        started = order.processing_started_at or draft.now
-        draft.change(
-            "fulfilment.started",
-            Changes(status=Status.PROCESSING, processing_started_at=started, last_error=None),
-        )
+#: The answers of a gateway that leave nothing open.
+_DEFINITE = frozenset({PaymentOutcome.SUCCEEDED, PaymentOutcome.DECLINED})
 
 
 def _record_payment(draft: Draft, job: Job, command: RecordPayment) -> None:
     order = draft.order
-    draft.end_attempt(command.outcome, command.reference, command.error)
     failures = job.failures + command.counts
+    if order.payment_status is PaymentStatus.UNKNOWN and command.outcome not in _DEFINITE:
+        # Only the gateway's yes or no settles what is unknown; anything less leaves it so.
+        _reschedule(draft, job, command.retry_in, failures)
+        return
+    if command.outcome is PaymentOutcome.NOT_SENT:
+        _release(draft, job, command.retry_in)
+        return
+    draft.end_attempt(command.outcome, command.reference, command.error)
     match command.outcome:
         case PaymentOutcome.SUCCEEDED:
             _paid(draft, job, command.lease)
         case PaymentOutcome.UNKNOWN:
-            if order.payment_status is not PaymentStatus.UNKNOWN:
-                changes = Changes(charging=False, payment_status=PaymentStatus.UNKNOWN, last_error=command.error)
-                draft.change("payment.unknown", changes)
+            changes = Changes(charging=False, payment_status=PaymentStatus.UNKNOWN, last_error=command.error)
+            draft.change("payment.unknown", changes)
             _reschedule(draft, job, command.retry_in, failures)
         case PaymentOutcome.UNAVAILABLE if failures < command.failures_max:
             changes = Changes(charging=False, payment_status=PaymentStatus.PENDING, last_error=command.error)
@@ -252,7 +250,7 @@ def _paid(draft: Draft, job: Job, lease: int) -> None:
         return
     draft.change("payment.succeeded", changes)
     if lease:
-        _start_fulfilment(draft)
+        draft.start_fulfilment()
     draft.next_job(JobKind.FULFIL)
     if lease and draft.job is not None:
         draft.job = replace(draft.job, holder=job.holder, claims=1, due_at=draft.now + lease)
@@ -287,11 +285,11 @@ def _record_refund(draft: Draft, job: Job, command: RecordRefund) -> None:
         _reschedule(draft, job, command.retry_in, job.failures + 1)
 
 
-def _release(draft: Draft, job: Job, command: ReleaseJob) -> None:
+def _release(draft: Draft, job: Job, retry_in: int) -> None:
     if draft.order.charging:
         draft.end_attempt(PaymentOutcome.NOT_SENT, None, None)
         draft.change("payment.postponed", Changes(charging=False))
-    draft.job = replace(job, holder=None, due_at=draft.now + command.retry_in, claims=job.claims - 1)
+    draft.job = replace(job, holder=None, due_at=draft.now + retry_in, claims=job.claims - 1)
 
 
 def _fail_job(draft: Draft, job: Job, command: FailJob) -> None:
@@ -307,116 +305,3 @@ def _park(draft: Draft, job: Job, error: str) -> None:
         changes = replace(changes, charging=False, payment_status=PaymentStatus.UNKNOWN)
     draft.change("job.parked", changes)
     draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)
-
-
-def _check_version(order: Order, if_version: int | None) -> None:
-    if if_version is not None and if_version != order.version:
-        raise PreconditionFailed(order.order_id, order.version)
-
-
-def legal_moves(order: Order) -> list[Status]:
-    """Return where this very order may go: the table's moves, less those that its road and payment rule out."""
-    return [move for move in Status if move in TRANSITIONS[order.status] and _fits(order, move)]
-
-
-def _fits(order: Order, move: Status) -> bool:
-    nothing_to_pay = order.payment_status is PaymentStatus.NOT_REQUIRED
-    match move:
-        case Status.PAYMENT_PROCESSING:
-            return not nothing_to_pay
-        case Status.PROCESSING if order.stages is Stages.PAYMENT:
-            return False
-        case Status.PROCESSING if order.status is Status.PENDING:
-            return nothing_to_pay
-        case _:
-            return True
-
-
-def _check_move(order: Order, wanted: Status) -> None:
-    legal = legal_moves(order)
-    if wanted not in legal:
-        raise IllegalTransition(order.order_id, order.status, wanted, legal)
-    _check_money(order, f"become {wanted}")
-
-
-def _check_money(order: Order, what: str) -> None:
-    if order.money_in_flight:
-        raise MoneyInFlight(
-            f"Order {order.order_id} cannot {what} while the outcome of a charge or refund is open; try again"
-        )
-
-
-def _change_status(draft: Draft, wanted: Status) -> None:
-    _check_move(draft.order, wanted)
-    started = draft.order.processing_started_at or draft.now
-    match wanted:
-        case Status.CANCELLED:
-            _cancel(draft)
-        case Status.PAYMENT_PROCESSING:
-            draft.change(
-                "payment.requested", Changes(status=wanted, processing_started_at=started, last_error=None)
-            )
-            draft.next_job(JobKind.CHARGE)
-        case Status.PROCESSING:
-            _start_fulfilment(draft)
-            draft.next_job(JobKind.FULFIL)
-        case Status.CONFIRMED:
-            _confirm_by_hand(draft)
-        case Status.PAYMENT_FAILED:
-            draft.change("payment.failed", Changes(status=wanted, payment_status=PaymentStatus.DECLINED))
-            draft.job = None
-        case Status.COMPLETED:
-            draft.change("order.completed", Changes(status=wanted, completed_at=draft.now, last_error=None))
-            draft.job = None
-        case Status.FAILED:
-            draft.change("fulfilment.failed", Changes(status=wanted, last_error="failed by hand"))
-            draft.job = None
-
-
-def _confirm_by_hand(draft: Draft) -> None:
-    """Payment was settled outside the gateway: from here on the gateway has nothing to charge or refund."""
-    changes = Changes(status=Status.CONFIRMED, payment_status=PaymentStatus.NOT_REQUIRED, last_error=None)
-    if draft.order.stages is Stages.PAYMENT:
-        draft.change("payment.waived", replace(changes, completed_at=draft.now))
-        draft.job = None
-    else:
-        draft.change("payment.waived", changes)
-        draft.next_job(JobKind.FULFIL)
-
-
-def _cancel(draft: Draft) -> None:
-    changes = Changes(status=Status.CANCELLED, cancelled_at=draft.now)
-    if draft.order.payment_status is PaymentStatus.PAID:
-        # A cancelled order is not a completed one, even where `confirmed` was the end of its road.
-        draft.change(
-            "order.cancelled",
-            replace(changes, payment_status=PaymentStatus.REFUND_PENDING, completed_at=None),
-        )
-        draft.next_job(JobKind.REFUND)
-    else:
-        draft.change("order.cancelled", replace(changes, completed_at=None))
-        draft.job = None
-
-
-def _retry(draft: Draft) -> None:
-    order, job = draft.order, draft.job
-    if job is not None and job.dead_at is not None:
-        draft.change("job.revived", Changes(last_error=None))
-        fence = draft.order.version * FENCES_PER_VERSION
-        draft.job = replace(job, dead_at=None, due_at=draft.now, claims=0, failures=0, fence=fence)
-    elif order.status is Status.PAYMENT_FAILED:
-        _change_status(draft, Status.PAYMENT_PROCESSING)
-        draft.change("payment.retry", Changes(payment_status=PaymentStatus.PENDING))
-    elif order.status is Status.FAILED:
-        _change_status(draft, Status.PROCESSING)
-    else:
-        raise Conflict(f"Order {order.order_id} is {order.status}; only a failed or parked order can be retried")
-
-
-def _delete(draft: Draft) -> Decision:
-    order = draft.order
-    _check_money(order, "be deleted")
-    if order.payment_status is PaymentStatus.PAID and not (order.at_rest and order.completed_at):
-        raise MoneyInFlight(f"Order {order.order_id} is paid and not complete: cancel it before deleting it")
-    draft.change("order.deleted", Changes())
-    return Decision(None, None, draft.events)

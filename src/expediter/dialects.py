@@ -166,9 +166,10 @@ class SqliteDatabase:
 
     durability = "power-safe"
 
-    def __init__(self, path: Path) -> None:
-        """Name the file; nothing is opened yet."""
+    def __init__(self, path: Path, *, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
+        """Name the file; nothing is opened yet. Another process's write is waited for `lock_wait_seconds`."""
         self.path = path
+        self._lock_wait_seconds = lock_wait_seconds
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
         self._local = threading.local()
@@ -248,7 +249,7 @@ class SqliteDatabase:
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
         raw = sqlite3.connect(
             self.path,
-            timeout=LOCK_WAIT_SECONDS,
+            timeout=self._lock_wait_seconds,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=512,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from expediter.events import Changes, Event, evolve
-from expediter.orders import Attempt, AttemptResult, Job, JobKind, Line, Order, PaymentOutcome
+from expediter.orders import Attempt, AttemptResult, Job, JobKind, Line, Order, PaymentOutcome, Status
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +46,13 @@ class Draft:
         """Queue a new job, due now; whoever held the last one is fenced off."""
         fence = self.order.version * FENCES_PER_VERSION
         self.job = Job(kind=kind, due_at=self.now, created_at=self.now, fence=fence)
+
+    def start_fulfilment(self) -> None:
+        """Move the order to `processing`, unless it is there."""
+        if self.order.status is not Status.PROCESSING:
+            started = self.order.processing_started_at or self.now
+            changes = Changes(status=Status.PROCESSING, processing_started_at=started, last_error=None)
+            self.change("fulfilment.started", changes)
 
     def end_attempt(self, outcome: PaymentOutcome, reference: str | None, error: str | None) -> None:
         """Complete the latest attempt."""

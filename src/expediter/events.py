@@ -26,6 +26,7 @@ class Changes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults
     charging: bool | UnsetType = UNSET
     generation: int | UnsetType = UNSET
     attempts: int | UnsetType = UNSET
+    charge_started_at: int | None | UnsetType = UNSET
     processing_started_at: int | None | UnsetType = UNSET
     completed_at: int | None | UnsetType = UNSET
     cancelled_at: int | None | UnsetType = UNSET

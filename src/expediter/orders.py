@@ -114,7 +114,8 @@ class Order(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     `version` is the number of its last event. `metadata` is JSON text. `charging` is True between the stored
     intent to charge (or refund) and its recorded outcome. `generation` counts the gateway keys that a definite
-    decline has used up; `attempts` counts the calls to the gateway.
+    decline has used up; `attempts` counts the calls to the gateway, `charge_started_at` is when the latest charge
+    was stored as intended: the gateway cannot have forgotten its key before that and its key window have passed.
     """
 
     order_id: str
@@ -137,6 +138,7 @@ class Order(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     charging: bool = False
     generation: int = 1
     attempts: int = 0
+    charge_started_at: int | None = None
     last_error: str | None = None
 
     @property

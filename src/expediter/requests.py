@@ -84,11 +84,15 @@ class ClaimDue(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReportBreaker(msgspec.Struct, frozen=True, gc=False):
-    """Tell the payment breaker how a call went; `threshold` failures in a row open it for `recovery`."""
+    """Tell the payment breaker how a call went; `threshold` failures in a row open it for `recovery`.
+
+    `probe` says that it was the one call that the open breaker let through.
+    """
 
     succeeded: bool
     threshold: int
     recovery: int
+    probe: bool = False
 
 
 Asked = Request | ClaimDue | ReportBreaker

@@ -55,17 +55,12 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         """Return the closed breaker: whoever got an answer has shown that the other side is back."""
         return Breaker()
 
-    def after_failure(self, now: int, *, threshold: int, recovery: int) -> "Breaker":
+    def after_failure(self, now: int, *, threshold: int, recovery: int, probe: bool) -> "Breaker":
         """Return the breaker one consecutive failure on; it opens at `threshold`, for `recovery` microseconds."""
         failures = self.failures + 1
+        if self.open_until is not None and probe:
+            return Breaker(failures=failures, open_until=now + recovery)
         if self.open_until is not None:
-            # Calls that were under way when it opened change nothing; only a failed probe opens it anew.
-            probed = self.probe_holder is not None
-            return replace(
-                self,
-                failures=failures,
-                open_until=now + recovery if probed else self.open_until,
-                probe_holder=None,
-                probe_until=None,
-            )
+            # A call that was under way when it opened tells nothing new; only a failed probe opens it anew.
+            return replace(self, failures=failures)
         return Breaker(failures=failures, open_until=now + recovery if failures >= threshold else None)

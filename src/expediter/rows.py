@@ -22,6 +22,7 @@ ORDER_CHANGES = (
     "charging",
     "generation",
     "attempts",
+    "charge_started_at",
     "last_error",
 )
 
@@ -70,6 +71,7 @@ def order_row(order: Order) -> Row:
         int(order.charging),
         order.generation,
         order.attempts,
+        order.charge_started_at,
         order.last_error,
     )
 
@@ -87,6 +89,7 @@ def changed_order_row(order: Order) -> Row:
         int(order.charging),
         order.generation,
         order.attempts,
+        order.charge_started_at,
         order.last_error,
         order.order_id,
     )
@@ -115,7 +118,8 @@ def read_order(row: Row) -> Order:
         charging=bool(row[18]),
         generation=row[19],
         attempts=row[20],
-        last_error=row[21],
+        charge_started_at=row[21],
+        last_error=row[22],
     )
 
 

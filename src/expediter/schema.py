@@ -44,6 +44,7 @@ orders = Table(
     Column("charging", SmallInteger, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("charge_started_at", BigInteger),
     Column("last_error", Text),
     CheckConstraint("total_minor >= 0", name="orders_total_not_negative"),
     CheckConstraint("version >= 1", name="orders_version_counts_from_one"),

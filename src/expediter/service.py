@@ -40,6 +40,8 @@ from expediter.worker import LEASE, Worker
 COUNTER_SLOTS = 64
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
+#: Connections that may wait to be taken up.
+CONNECTIONS_WAITING_MAX = 4096
 #: Bytes of headers that a request may have (a longer one is answered 431, or cut off by the server).
 HEADER_BYTES_MAX = 32 * 1024
 
@@ -189,7 +191,7 @@ async def serve(
             server_header=False,
             date_header=True,
             timeout_keep_alive=30,
-            backlog=4096,
+            backlog=CONNECTIONS_WAITING_MAX,
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
@@ -239,6 +241,8 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        # From here on a connection waits instead of being refused, so the address may be announced.
+        listener.listen(CONNECTIONS_WAITING_MAX)
     except OSError as error:
         listener.close()
         raise ConfigurationError(

@@ -62,7 +62,8 @@ async def run(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
 async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
     order, job = claimed.order, claimed.job
     settling = order.payment_status is PaymentStatus.UNKNOWN
-    if settling and now - order.updated_at > tools.gateway.key_window_seconds * MICROSECONDS:
+    since = now - (order.charge_started_at or order.created_at)
+    if settling and since > tools.gateway.key_window_seconds * MICROSECONDS:
         lost = "the outcome of the charge is unknown and the gateway has forgotten its key: look it up there"
         return ParkJob(order_id=order.order_id, fence=job.fence, error=lost)
     outcome, reference, error = await _call(_charge_once(order, tools, settling))

@@ -238,7 +238,9 @@ class _Batch:
         breaker = await self._load_breaker()
         if asked.succeeded:
             return await self._save_breaker(breaker.after_success())
-        changed = breaker.after_failure(self._now, threshold=asked.threshold, recovery=asked.recovery)
+        changed = breaker.after_failure(
+            self._now, threshold=asked.threshold, recovery=asked.recovery, probe=asked.probe
+        )
         return await self._save_breaker(changed)
 
     async def _claim(self, asked: ClaimDue) -> Claims:

@@ -59,9 +59,10 @@ def _make_orders() -> None:
         sa.Column("charging", sa.SmallInteger(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("charge_started_at", sa.BigInteger()),
         sa.Column("last_error", sa.Text()),
-        sa.CheckConstraint("version >= 1", name="orders_version_counts_from_one"),
         sa.CheckConstraint("total_minor >= 0", name="orders_total_not_negative"),
+        sa.CheckConstraint("version >= 1", name="orders_version_counts_from_one"),
     )
     op.create_index("orders_by_age", "orders", ["created_at", "order_id"])
     op.create_index("orders_by_customer", "orders", ["customer_id", "created_at", "order_id"])

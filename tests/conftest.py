@@ -1,0 +1,71 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import Serving
+
+ADMIN_PASSWORD = "open sesame"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One running service for the tests of a module, with a gateway that always succeeds at once."""
+    with Serving(tmp_path_factory.mktemp("service"), ADMIN_PASSWORD=ADMIN_PASSWORD) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def idle_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service without workers: orders stay where its callers leave them."""
+    with Serving(tmp_path_factory.mktemp("idle"), "--no-workers", ADMIN_PASSWORD=ADMIN_PASSWORD) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def payment_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service whose orders end when they are paid."""
+    with Serving(tmp_path_factory.mktemp("payment"), STAGES="payment") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fulfilment_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service that never charges, and takes two hundredths of a second to fulfil."""
+    slow = {"FULFILMENT_MOCK_LATENCY_MIN": "20", "FULFILMENT_MOCK_LATENCY_MAX": "20"}
+    with Serving(tmp_path_factory.mktemp("fulfilment"), STAGES="fulfilment", **slow) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def failing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service of the payment road whose gateway takes no charge, and whose breaker stays closed."""
+    settings = {"PAYMENT_MOCK_SUCCESS_RATE": "0", "CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1000000"}
+    with Serving(tmp_path_factory.mktemp("failing"), STAGES="payment", **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cut_off_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service of the payment road whose gateway takes no charge, and whose breaker opens after 5 failures."""
+    settings = {"PAYMENT_MOCK_SUCCESS_RATE": "0", "CIRCUIT_BREAKER_FAILURE_THRESHOLD": "5"}
+    with Serving(tmp_path_factory.mktemp("cut_off"), STAGES="payment", **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_gateway_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A service whose gateway takes ten seconds to answer: a charge stays under way for a whole test."""
+    settings = {"PAYMENT_MOCK_LATENCY_MIN": "10000", "PAYMENT_MOCK_LATENCY_MAX": "10000"}
+    with Serving(tmp_path_factory.mktemp("slow"), **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder for a service of the test's own."""
+    return tmp_path

@@ -1,0 +1,136 @@
+"""Runs the real program for tests: on a free port, on a database of its own, ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import httpx2
+
+#: Seconds that a start, a stop or a wanted state may take before the test fails.
+PATIENCE_SECONDS = 30.0
+
+FAST = {
+    "PAYMENT_MOCK_SUCCESS_RATE": "1",
+    "PAYMENT_MOCK_LATENCY_MIN": "0",
+    "PAYMENT_MOCK_LATENCY_MAX": "0",
+    "FULFILMENT_MOCK_LATENCY_MIN": "0",
+    "FULFILMENT_MOCK_LATENCY_MAX": "0",
+}
+
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """Return an environment without settings of the machine, for a database in `folder`."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    defaults = {"DATABASE_URL": f"sqlite:///{folder}/orders.db", "PORT": "0", **FAST}
+    return {**kept, **defaults, **settings}
+
+
+class Program:
+    """One `expediter` process; what it writes to stderr is kept in `log`."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "expediter", *arguments],
+            cwd=folder,
+            env=environment(folder, **settings),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.rstrip())
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the match of the first log line, from now on, that has `pattern`."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            line = self._lines.get(timeout=max(0.01, deadline - time.monotonic()))
+            if line is None:
+                raise AssertionError(f"the program ended without saying {pattern!r}: {self.log}")
+            if match := re.search(pattern, line):
+                return match
+
+    def kill(self) -> None:
+        """End it as a power cut would: SIGKILL."""
+        self.process.kill()
+        self._end()
+
+    def stop(self) -> int:
+        """Ask it to stop (SIGTERM) and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self._end()
+
+    def _end(self) -> int:
+        status = self.process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return status
+
+
+class Serving(Program):
+    """A running service: `url`, and an HTTP client for it."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        super().__init__(folder, "serve", *arguments, **settings)
+        try:
+            self.url = self.wait_for(r"listens on (http://\S+)")[1]
+            self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
+            self._wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the service is not ready: {self.log}")
+            time.sleep(0.01)
+
+    def _end(self) -> int:
+        self.client.close()
+        return super()._end()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+    def until_rest(self, order_id: str) -> dict[str, object]:
+        """Return the order once nothing more happens to it unasked."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if self.client.get(f"/orders/{order_id}/explain").json()["at_rest"]:
+                order: dict[str, object] = self.client.get(f"/orders/{order_id}").json()
+                return order
+            self.client.get(f"/orders/{order_id}", params={"wait": "0.2"})
+        raise AssertionError(f"{order_id} is not at rest: {self.client.get(f'/orders/{order_id}/explain').json()}")
