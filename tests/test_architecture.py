@@ -38,9 +38,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "dialects": CORE | {"schema"},
     "migrations": CORE | {"schema", "dialects"},
     "rows": CORE | {"schema", "resilience"},
-    "store": CORE | {"schema", "dialects", "rows", "requests", "resilience"},
+    "keys": CORE | {"schema", "dialects", "requests"},
+    "store": CORE | {"schema", "dialects", "rows", "keys", "requests", "resilience"},
     "lookups": CORE | {"schema", "dialects", "rows", "requests", "resilience"},
-    "maintenance": CORE | {"schema", "dialects"},
+    "maintenance": CORE | {"schema", "dialects", "keys", "requests"},
     "cache": CORE,
     "committer": CORE | {"dialects", "store", "maintenance", "cache", "requests"},
     "queries": CORE | {"dialects", "lookups", "cache", "documents", "requests", "resilience"},
@@ -59,7 +60,9 @@ ALLOWED: dict[str, frozenset[str]] = {
 }
 
 #: Who may import a part that one place alone is to know. `brokers/database` is one module of a room.
-_SQL = frozenset({"schema", "dialects", "store", "lookups", "maintenance", "migrations", "brokers/database"})
+_SQL = frozenset(
+    {"schema", "dialects", "store", "keys", "lookups", "maintenance", "migrations", "brokers/database"}
+)
 OWNERS: dict[str, frozenset[str]] = {
     "sqlalchemy": _SQL,
     "alembic": _SQL,

@@ -18,7 +18,7 @@ from expediter.cache import Cache
 from expediter.dialects import Connection, SqliteDatabase
 from expediter.errors import ConstraintViolated, ExpediterError, Overloaded, Unavailable
 from expediter.maintenance import clear, remove_expired_keys, retire_caches
-from expediter.requests import Applied, Asked, Claims, Outcome, Request
+from expediter.requests import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store import apply
 
 #: Requests in one transaction, at most.
@@ -151,9 +151,14 @@ class Committer:
         """Remove some expired idempotency keys; return how many."""
         return await self._database.write(remove_expired_keys)
 
-    async def clear(self) -> int:
-        """Remove every order; return how many there were."""
-        return await self._database.write(clear)
+    async def clear(
+        self, key: IdempotencyKey | None = None, word: Callable[[int], Answer] | None = None
+    ) -> int | Replayed:
+        """Remove every order; return how many there were, or the kept answer of an earlier call with this key.
+
+        `word` makes of the number the answer that is kept.
+        """
+        return await self._database.write(partial(clear, key=key, word=word))
 
     async def retire_caches(self) -> None:
         """Make every process on this database drop what it has cached."""

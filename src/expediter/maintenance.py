@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import bindparam, delete, func, select, update
 
 from expediter import schema
 from expediter.dialects import Connection
+from expediter.keys import REMOVE_KEYS, keep_answers, load_answers, replay_answer
+from expediter.requests import Answer, IdempotencyKey, Replayed
 
 #: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
 EXPIRED_KEYS_PER_BATCH = 500
@@ -14,9 +18,6 @@ _EXPIRED_KEYS = (
     .where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
     .limit(EXPIRED_KEYS_PER_BATCH)
 )
-_REMOVE_KEYS = delete(schema.idempotency_keys).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
-)
 _ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
 
 
@@ -24,7 +25,7 @@ async def remove_expired_keys(connection: Connection) -> int:
     """Remove up to EXPIRED_KEYS_PER_BATCH idempotency keys whose time is over; return how many."""
     rows = await connection.fetch(_EXPIRED_KEYS, now=await connection.now())
     if rows:
-        await connection.run(_REMOVE_KEYS, ids=[row[0] for row in rows])
+        await connection.run(REMOVE_KEYS, ids=[row[0] for row in rows])
     return len(rows)
 
 
@@ -42,14 +43,24 @@ _COUNT_ORDERS = select(func.count()).select_from(schema.orders)
 _EMPTY = tuple(delete(table) for table in _EVERYTHING)
 
 
-async def clear(connection: Connection) -> int:
+async def clear(
+    connection: Connection, *, key: IdempotencyKey | None, word: Callable[[int], Answer] | None
+) -> int | Replayed:
     """Remove every order and everything that belongs to one; return how many orders there were.
 
-    The feed's position goes on, so that readers of the feed and caches notice.
+    With a key that is known already nothing is removed; otherwise what `word` says is kept under it. The feed's
+    position goes on, so that readers of the feed and caches notice. Raises IdempotencyMismatch.
     """
+    now = await connection.now()
+    if key is not None:
+        known = await load_answers(connection, [key.key], now)
+        if key.key in known:
+            return replay_answer(key, known[key.key])
     orders = int((await connection.fetch(_COUNT_ORDERS))[0][0])
     for statement in _EMPTY:
         await connection.run(statement)
+    if key is not None and word is not None:
+        await keep_answers(connection, [(key, word(orders))], now)
     await retire_caches(connection)
     return orders
 

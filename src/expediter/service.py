@@ -289,7 +289,9 @@ async def seed(settings: Settings, count: int, advance: Callable[[int], None]) -
 async def clear(settings: Settings, report: Callable[[int], None]) -> None:
     """Remove every order; `report` is told how many there were."""
     async with open_service(settings, working=False) as service:
-        report(await service.committer.clear())
+        removed = await service.committer.clear()
+        assert isinstance(removed, int)  # a replay needs a key
+        report(removed)
 
 
 async def reset_cache(settings: Settings) -> None:

@@ -17,8 +17,9 @@ from expediter.commands import ClaimJob, Command, PlaceOrder
 from expediter.decisions import decide
 from expediter.dialects import Connection
 from expediter.drafts import Decision
-from expediter.errors import DuplicateOrder, ExpediterError, IdempotencyMismatch, StaleLease
+from expediter.errors import DuplicateOrder, ExpediterError, StaleLease
 from expediter.events import Event
+from expediter.keys import Kept, keep_answers, load_answers, replay_answer
 from expediter.orders import Attempt, AttemptResult, Job, JobKind, Line, Order
 from expediter.requests import (
     Answer,
@@ -29,7 +30,6 @@ from expediter.requests import (
     Claims,
     IdempotencyKey,
     Outcome,
-    Replayed,
     ReportBreaker,
     Request,
 )
@@ -58,10 +58,6 @@ _LOAD_LINES = (
 _LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
     schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
 )
-_LOAD_KEYS = select(schema.idempotency_keys).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True)),
-    schema.idempotency_keys.c.expires_at > bindparam("now"),
-)
 _FIND_DUE = (
     select(schema.jobs.c.order_id)
     .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
@@ -75,9 +71,6 @@ _NEXT_DUE = (
     .limit(1)
 )
 _LOAD_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == bindparam("breaker"))
-_REMOVE_KEYS = delete(schema.idempotency_keys).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
-)
 _REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_LINES = delete(schema.order_lines).where(
@@ -113,7 +106,7 @@ class _Batch:
         self._after: dict[str, tuple[Order | None, Job | None]] = {}
         self._lines: dict[str, tuple[Line, ...]] = {}
         self._deleted: set[str] = set()
-        self._answers: dict[str, tuple[str, Answer]] = {}
+        self._answers: dict[str, Kept] = {}
         self._new_answers: list[tuple[IdempotencyKey, Answer]] = []
         self.events: list[Event] = []
         self._attempts: list[Attempt] = []
@@ -135,8 +128,7 @@ class _Batch:
             self._deleted.update(row[0] for row in rows)
         keys = [request.key.key for request in requests if request.key]
         if keys:
-            for row in await self._connection.fetch(_LOAD_KEYS, ids=keys, now=self._now):
-                self._answers[row[0]] = (row[1], Answer(row[2], msgspec.json.decode(row[3]), row[4]))
+            self._answers = await load_answers(self._connection, keys, self._now)
 
     async def _load_orders(self, ids: list[str]) -> None:
         if not ids:
@@ -151,12 +143,9 @@ class _Batch:
             return await self._claim(asked)
         if isinstance(asked, ReportBreaker):
             return await self._report(asked)
-        if asked.key and (known := self._answers.get(asked.key.key)):
-            fingerprint, answer = known
-            if fingerprint != asked.key.fingerprint:
-                return IdempotencyMismatch("This Idempotency-Key was used before with another request")
-            return Replayed(answer)
         try:
+            if asked.key and asked.key.key in self._answers:
+                return replay_answer(asked.key, self._answers[asked.key.key])
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
             return refused
@@ -309,7 +298,8 @@ class _Batch:
             await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
         await self._write_jobs()
         await self._write_attempts()
-        await self._write_answers()
+        if self._new_answers:
+            await keep_answers(self._connection, self._new_answers, self._now)
         counters = [(name, self._slot, value) for name, value in sorted(self._counted().items()) if value]
         if counters:
             await connection.add(schema.counters, counters)
@@ -357,24 +347,6 @@ class _Batch:
             ]
             columns = ("finished_at", "outcome", "reference", "error")
             await self._connection.update(schema.payment_attempts, columns, ("order_id", "number"), rows)
-
-    async def _write_answers(self) -> None:
-        if not self._new_answers:
-            return
-        rows = [
-            (
-                key.key,
-                key.fingerprint,
-                answer.status_code,
-                _to_json(answer.headers).decode(),
-                answer.body,
-                self._now + key.keep,
-            )
-            for key, answer in self._new_answers
-        ]
-        # An expired row of the same key may still be there.
-        await self._connection.run(_REMOVE_KEYS, ids=[row[0] for row in rows])
-        await self._connection.insert(schema.idempotency_keys, rows)
 
     def _counted(self) -> Counter[str]:
         total: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from expediter.errors import ExpediterError
-from expediter.web import admin, ops, orders, pages, progress
+from expediter.web import admin, batch, ops, orders, pages, progress
 from expediter.web.context import Context
 from expediter.web.http import (
     BODY_BYTES_MAX,
@@ -32,6 +32,7 @@ from expediter.web.problems import RequestRefused, bug_reply, problem_reply
 OPERATIONS: tuple[Operation, ...] = (
     *progress.OPERATIONS[:2],
     *admin.OPERATIONS,
+    *batch.OPERATIONS,
     *orders.OPERATIONS,
     *pages.OPERATIONS,
     *progress.OPERATIONS[2:],

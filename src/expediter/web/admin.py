@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from expediter.errors import ExpediterError
-from expediter.requests import Request
+from expediter.orders import Line, Order
+from expediter.requests import Answer, IdempotencyKey, Outcome, Replayed, Request
 from expediter.samples import sample_order
+from expediter.web.batch import row_key
 from expediter.web.context import Context
-from expediter.web.http import Call, Reply, json_reply
-from expediter.web.operations import Operation
+from expediter.web.http import Call, Reply, answer_reply, json_reply, to_json
+from expediter.web.operations import IDEMPOTENCY_KEY, Operation
 from expediter.web.orders import new_order_id, require_json
 from expediter.web.payloads import AdminBody, PopulateBody, decode
 from expediter.web.problems import RequestRefused
@@ -57,9 +59,13 @@ async def populate(call: Call, context: Context) -> Reply:
     """Make up orders and store them; they are worked off like any others."""
     call.query()
     require_json(call)
-    wanted = decode(await call.body(), PopulateBody)
-    batch_id = wanted.batch_id or str(uuid.uuid4())
-    errors = await _fill(context, wanted.total_entries, {"batch_id": batch_id})
+    body = await call.body()
+    wanted = decode(body, PopulateBody)
+    key = call.idempotency_key(body, context.keep)
+    # With a key the made-up name is made from the key: the repeated answer must be the same.
+    made_up = uuid.uuid5(uuid.NAMESPACE_OID, key.key) if key else uuid.uuid4()
+    batch_id = wanted.batch_id or str(made_up)
+    errors, replayed = await _fill(context, wanted.total_entries, {"batch_id": batch_id}, key)
     done = Populated(
         batch_id=batch_id,
         errors=errors[:100],
@@ -67,13 +73,22 @@ async def populate(call: Call, context: Context) -> Reply:
         success_count=wanted.total_entries - len(errors),
         total_entries=wanted.total_entries,
     )
-    return json_reply(201, done)
+    return _made(json_reply(201, done), replayed)
 
 
-async def _fill(context: Context, count: int, metadata: dict[str, str]) -> list[str]:
-    """Store `count` made-up orders; return one sentence for each that was not stored."""
+def _made(reply: Reply, replayed: bool) -> Reply:
+    if replayed:
+        reply.headers.append((b"idempotency-replayed", b"true"))
+    return reply
+
+
+async def _fill(
+    context: Context, count: int, metadata: dict[str, str], key: IdempotencyKey | None
+) -> tuple[list[str], bool]:
+    """Store `count` made-up orders; return a sentence for each that was not, and whether all were there before."""
     random = Random()
     errors: list[str] = []
+    replayed = True
     for start in range(0, count, SAMPLES_PER_BATCH):
         size = min(SAMPLES_PER_BATCH, count - start)
         orders = [
@@ -86,36 +101,48 @@ async def _fill(context: Context, count: int, metadata: dict[str, str]) -> list[
             )
             for _ in range(size)
         ]
-        errors += await _store(context, [Request(order) for order in orders])
-    return errors
+        requests = [
+            Request(order, row_key(key, number, key.fingerprint.encode()), _word) if key else Request(order)
+            for number, order in enumerate(orders, start)
+        ]
+        try:
+            outcomes: Sequence[Outcome] = await context.committer.submit_patiently(requests)
+        except ExpediterError as error:
+            outcomes = [error] * size
+        errors += [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
+        replayed = replayed and all(isinstance(outcome, Replayed) for outcome in outcomes)
+    return errors, replayed
 
 
-async def _store(context: Context, requests: Sequence[Request]) -> list[str]:
-    try:
-        outcomes = await context.committer.submit_patiently(requests)
-    except ExpediterError as error:
-        return [str(error)] * len(requests)
-    return [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
+def _word(order: Order, lines: tuple[Line, ...]) -> Answer:
+    return Answer(201, {}, order.order_id)
 
 
 async def admin_reset(call: Call, context: Context) -> Reply:
     """Remove every order and everything that belongs to one."""
-    await _admin_body(call, context)
-    deleted = await context.committer.clear()
-    return json_reply(200, Emptied(f"Removed {deleted} orders", deleted))
+    _, key = await _admin_body(call, context)
+
+    def word(deleted: int) -> Answer:
+        document = to_json(Emptied(f"Removed {deleted} orders", deleted))
+        return Answer(200, {"content-type": "application/json"}, document.decode())
+
+    outcome = await context.committer.clear(key, word)
+    if isinstance(outcome, Replayed):
+        return answer_reply(outcome.answer, replayed=True)
+    return answer_reply(word(outcome), replayed=False)
 
 
 async def admin_seed(call: Call, context: Context) -> Reply:
     """Make up `count` orders (100 by default) and store them."""
-    body = await _admin_body(call, context)
-    errors = await _fill(context, body.count, {})
+    body, key = await _admin_body(call, context)
+    errors, replayed = await _fill(context, body.count, {}, key)
     if errors:
         raise RequestRefused(503, "Unavailable", errors[0], {"Retry-After": "1"})
-    return json_reply(201, Seeded(f"Created {body.count} orders", body.count))
+    return _made(json_reply(201, Seeded(f"Created {body.count} orders", body.count)), replayed)
 
 
-async def _admin_body(call: Call, context: Context) -> AdminBody:
-    """Return the body of an admin call. Raises 403 while admin calls are off, 401 without the right password."""
+async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
+    """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password."""
     call.query()
     text = await call.body()
     secret = context.settings.admin_password
@@ -133,7 +160,7 @@ async def _admin_body(call: Call, context: Context) -> AdminBody:
             "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
             {"WWW-Authenticate": 'Basic realm="expediter admin"'},
         )
-    return body
+    return body, call.idempotency_key(text, context.keep)
 
 
 def _basic_password(call: Call) -> str | None:
@@ -155,6 +182,7 @@ OPERATIONS = (
         tag="orders",
         answers={201: Populated},
         body=PopulateBody,
+        parameters=(IDEMPOTENCY_KEY,),
     ),
     Operation(
         method="POST",
@@ -164,6 +192,7 @@ OPERATIONS = (
         tag="admin",
         answers={200: Emptied},
         problems=(401, 403),
+        parameters=(IDEMPOTENCY_KEY,),
         body=AdminBody,
         body_required=False,
     ),
@@ -175,6 +204,7 @@ OPERATIONS = (
         tag="admin",
         answers={201: Seeded},
         problems=(401, 403),
+        parameters=(IDEMPOTENCY_KEY,),
         body=AdminBody,
         body_required=False,
     ),

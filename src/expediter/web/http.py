@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -130,6 +131,20 @@ class Call:
                         return b"".join(parts)
         except TimeoutError:
             raise BodyTooSlow from None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives, however long it is. Raises BodyTooSlow, BadRequest."""
+        while True:
+            try:
+                async with asyncio.timeout(BODY_SECONDS_MAX):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BodyTooSlow from None
+            if message["type"] == "http.disconnect":
+                raise BadRequest("The client went away before its body was complete")
+            yield message.get("body", b"")
+            if not message.get("more_body", False):
+                return
 
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types."""

@@ -120,6 +120,11 @@ def bug_reply(error: Exception, request_id: str) -> Reply:
     return Reply(500, _encode(problem), [_JSON])
 
 
+def status_of(error: ExpediterError) -> int:
+    """Return the HTTP status of an error."""
+    return error.status if isinstance(error, RequestRefused) else _status(error)[0]
+
+
 def _status(error: ExpediterError) -> tuple[int, str]:
     for kind, status, title in STATUSES:
         if isinstance(error, kind):
