@@ -1,4 +1,4 @@
-"""Counts what is in a service's database file and in its gateway's ledger, without asking the service."""
+"""What tests of whole processes share: counting in the database file and in the gateway's ledger from outside."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from serving import Program
 
 
 def gateway_with_ledger(folder: Path) -> str:
@@ -43,6 +45,18 @@ def jobs_left(folder: Path) -> int:
 def held(folder: Path) -> int:
     """Return how many jobs a worker holds."""
     return int(rows(folder, "SELECT count(*) FROM jobs WHERE holder IS NOT NULL")[0][0])
+
+
+@contextmanager
+def working(folder: Path, **settings: str) -> Iterator[Program]:
+    """Run a process that works off the orders of `folder`; it is killed at the end, unless it has ended before."""
+    program = Program(folder, "work", **settings)
+    try:
+        program.wait_for("works off")
+        yield program
+    finally:
+        if program.process.poll() is None:
+            program.kill()
 
 
 def wait_until(fact: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -111,6 +125,13 @@ def _assert_charges(folder: Path) -> None:
     charged = Counter(intents[key][0] for key, _ in made)
     assert [order_id for order_id, times in charged.items() if times > 1] == [], "orders charged under two keys"
     assert all(intents[key][1] == amount for key, amount in made)
+    unpaid = """
+        SELECT order_id FROM orders WHERE order_id NOT IN (SELECT order_id FROM jobs)
+        AND payment_status NOT IN ('paid', 'refunded')
+    """
+    assert [order_id for (order_id,) in rows(folder, unpaid) if order_id in charged] == [], (
+        "charged, at rest, not paid"
+    )
     paid = dict(rows(folder, "SELECT order_id, total_minor FROM orders WHERE payment_status = 'paid'"))
     amounts = {intents[key][0]: amount for key, amount in made}
     assert {order_id: amounts.get(order_id) for order_id in paid} == paid, "paid orders that were not charged"

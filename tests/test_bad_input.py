@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from serving import Serving
 from wire import connect, exchange, read_answer, request
 
@@ -407,7 +408,7 @@ def test_every_fault_of_sense_is_named_at_once(idle_service: Serving) -> None:
     }
     problem = refusal(send(idle_service, json.dumps(body)), 422)
 
-    assert {"/customer_id", "/items/0", "/items/1/item_name", "/items/1/price", "/currency", "/order_id"} == set(
+    assert {"/customer_id", "/items/0", "/items/1/item_name", "/items/1/price", "/currency", "/order_id"} <= set(
         fields_of(problem)
     )
 
@@ -483,7 +484,7 @@ def test_a_bad_query_parameter_is_422(idle_service: Serving, path: str, paramete
     assert fields_of(refusal(idle_service.client.get(path), 422)) == [parameter]
 
 
-# 409 and 412 are in test_orders_http.py; what comes back with every answer:
+# What comes back with every answer
 
 
 @pytest.mark.parametrize(

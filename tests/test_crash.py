@@ -11,8 +11,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from auditing import assert_sound, charges, gateway_with_ledger, held, jobs_left, order_ids, rows, wait_until
-from serving import Program, Serving
+from auditing import (
+    assert_sound,
+    charges,
+    gateway_with_ledger,
+    held,
+    jobs_left,
+    order_ids,
+    rows,
+    wait_until,
+    working,
+)
+from serving import Serving
 
 #: Connections over which a client places orders.
 CONNECTIONS = 64
@@ -131,7 +141,7 @@ def test_a_killed_service_keeps_every_acknowledged_order(folder: Path) -> None:
 
 
 def test_a_repeated_key_gives_one_order_across_a_crash(folder: Path) -> None:
-    """Requests repeated with their Idempotency-Key after `kill -9` make no second order, answered before or not."""
+    """Requests repeated with their Idempotency-Key after `kill -9` make no second order."""
     client = Client({f"key-{number}": an_order(number) for number in range(600)})
     with Serving(folder) as service:
         client.place_and_kill(service, after=300)
@@ -153,7 +163,7 @@ def test_a_repeated_key_gives_one_order_across_a_crash(folder: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_repeated_kills_lose_and_repeat_nothing(folder: Path, seed: int) -> None:
-    """Killed three times at moments of chance, amid declines and lost answers, the service brings each order to rest."""
+    """Killed three times at chosen moments, amid declines and lost answers, it brings each order to rest."""
     random = Random(seed)
     tokens = [None] * 8 + ["tok_declined", "tok_unknown"]
     orders = {}
@@ -185,12 +195,11 @@ def test_repeated_kills_lose_and_repeat_nothing(folder: Path, seed: int) -> None
     assert_sound(folder)
     ends = dict(rows(folder, "SELECT order_id, status || ' ' || payment_status FROM orders"))
     for key, order in orders.items():
-        end = ends[client.acknowledged[key]]
-        if order.get("payment_token") == "tok_declined":
-            # Where every try found the gateway away, nobody got to decline.
-            assert end in ("payment_failed declined", "payment_failed pending")
-        else:
-            assert end in ("completed paid", "payment_failed pending")
+        # Where every try found the gateway away, an order that could have been paid is declined as well.
+        declined = order.get("payment_token") == "tok_declined"
+        possible = {"payment_failed declined"} if declined else {"payment_failed declined", "completed paid"}
+        assert ends[client.acknowledged[key]] in possible
+    assert list(ends.values()).count("completed paid") == len(charges(folder)) > 500
 
 
 def test_a_killed_worker_process_is_replaced_by_another(folder: Path) -> None:
@@ -198,14 +207,12 @@ def test_a_killed_worker_process_is_replaced_by_another(folder: Path) -> None:
     settings = {"PAYMENT_GATEWAY": gateway_with_ledger(folder), **SLOW, "PAYMENT_MOCK_LATENCY_MAX": "1000"}
     client = Client({f"key-{number}": an_order(number) for number in range(400)})
     with Serving(folder, "--no-workers", **settings) as service:
-        with Program(folder, "work", **settings) as first:
-            first.wait_for("works off")
+        with working(folder, **settings) as first:
             client.place_the_rest(service)
             wait_until(lambda: held(folder) > 0)
             first.kill()
         assert held(folder) > 0
-        with Program(folder, "work", **settings) as second:
-            second.wait_for("works off")
+        with working(folder, **settings) as second:
             wait_for_rest(folder)
             assert counts(service) == {"completed": 400}
             assert second.stop() == 0

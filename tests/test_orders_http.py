@@ -130,7 +130,7 @@ def test_customers_come_back_as_they_were_sent(service: Serving, fields: Documen
 
 
 def test_lines_come_back_under_both_names(service: Serving) -> None:
-    """`name` and `item_name`, `price` and `unit_price` mean the same; item ids keep their type; lines count from 1."""
+    """`name` and `item_name`, `price` and `unit_price` mean the same; item ids keep their type."""
     items = [
         {"item_id": 5, "item_name": "Tea", "quantity": 1, "unit_price": 1.5},
         {"item_id": "5", "name": "Tea", "quantity": 3, "price": "2.25"},

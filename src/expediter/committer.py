@@ -194,7 +194,7 @@ class Committer:
         changes = [outcome for outcome in outcomes if isinstance(outcome, Applied)]
         for outcome in outcomes:
             if isinstance(outcome, Claims):
-                changes += [Applied(claimed.order, claimed.job) for claimed in outcome.claimed]
+                changes += [Applied(order) for order in outcome.changed]
         if not changes:
             return
         self._cache.retire([(change.order.order_id, change.order.version) for change in changes])

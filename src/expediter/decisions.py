@@ -113,8 +113,9 @@ def _place(command: PlaceOrder, now: int) -> Decision:
         created_at=now,
         updated_at=now,
     )
-    # On the payment road even an order without a price goes through the charge job: it confirms it at once.
-    kind = JobKind.CHARGE if due or command.stages is Stages.PAYMENT else JobKind.FULFIL
+    # With nothing to pay there is no charge to wait for, nor a gateway that could be away.
+    free = JobKind.CONFIRM if command.stages is Stages.PAYMENT else JobKind.FULFIL
+    kind = JobKind.CHARGE if due else free
     job = Job(kind=kind, due_at=now, created_at=now, fence=FENCES_PER_VERSION)
     event = Event(command.order_id, 1, now, "order.placed", Placed(order, command.lines))
     return Decision(order, job, (event,), (), command.lines)
@@ -155,6 +156,8 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
     match job.kind:
         case JobKind.CHARGE:
             _start_charge(draft)
+        case JobKind.CONFIRM:
+            _skip_payment(draft)
         case JobKind.FULFIL:
             draft.start_fulfilment()
         case JobKind.REFUND:
@@ -164,14 +167,17 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
             _start_attempt(draft, "refund", "refund.started", Changes(charging=True))
 
 
+def _skip_payment(draft: Draft) -> None:
+    """With nothing to pay on the payment road it passes through the same statuses, and no gateway is called."""
+    changes = Changes(status=Status.PAYMENT_PROCESSING, processing_started_at=draft.now)
+    draft.change("payment.skipped", changes)
+    draft.change("order.confirmed", Changes(status=Status.CONFIRMED, completed_at=draft.now))
+    draft.job = None
+
+
 def _start_charge(draft: Draft) -> None:
     order = draft.order
-    if order.payment_status is PaymentStatus.NOT_REQUIRED:
-        # Nothing to pay on the payment road: it passes through the same statuses, and no gateway is called.
-        draft.change("payment.skipped", Changes(status=Status.PAYMENT_PROCESSING, processing_started_at=draft.now))
-        draft.change("order.confirmed", Changes(status=Status.CONFIRMED, completed_at=draft.now))
-        draft.job = None
-    elif order.charging:
+    if order.charging:
         # The last holder stored its intent and never came back: nobody knows what the gateway did.
         draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the charge")
         draft.change("payment.unknown", Changes(charging=False, payment_status=PaymentStatus.UNKNOWN))

@@ -102,10 +102,10 @@ class MoneyInFlight(Conflict):
 class PreconditionFailed(ExpediterError):
     """The order has another version than the caller asked for."""
 
-    def __init__(self, order_id: str, version: int) -> None:
-        """Name the version that the order has."""
+    def __init__(self, order_id: str, version: int, wanted: str = "the one that If-Match names") -> None:
+        """Name the version that the order has, and the one that was asked for."""
         self.version = version
-        super().__init__(f"Order {order_id} is at version {version}, not the one that If-Match names")
+        super().__init__(f"Order {order_id} is at version {version}, not {wanted}")
 
 
 class IdempotencyMismatch(ExpediterError):

@@ -84,6 +84,8 @@ class JobKind(StrEnum):
     """What must happen next."""
 
     CHARGE = "charge"
+    #: Nothing to pay on the payment road: done by the claim itself.
+    CONFIRM = "confirm"
     FULFIL = "fulfil"
     REFUND = "refund"
 

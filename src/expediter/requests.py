@@ -57,9 +57,13 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
-    """What a claim brought: the leased jobs, the breaker, and when the next job is due (None: none is)."""
+    """What a claim brought: the leased jobs, the breaker, and when the next job is due (None: none is).
+
+    `changed` has every order that the claim changed, also those that it parked or that had nothing left to do.
+    """
 
     claimed: tuple[Claimed, ...]
+    changed: tuple[Order, ...]
     breaker: Breaker
     next_due_at: int | None
     now: int

@@ -57,6 +57,8 @@ async def run(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
             return await _fulfil(claimed, tools)
         case JobKind.REFUND:
             return await _refund(claimed, tools)
+        case JobKind.CONFIRM:
+            raise AssertionError("a confirmation is done by its claim")
 
 
 async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:

@@ -90,7 +90,7 @@ async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) ->
     batch = _Batch(connection, await connection.now(), slot)
     await batch.load(asked)
     outcomes = [await batch.carry_out(request) for request in asked]
-    await batch.answer(asked, outcomes)
+    await batch.add_lines(asked, outcomes)
     after = await batch.write()
     return outcomes, after - len(batch.events), after
 
@@ -149,7 +149,9 @@ class _Batch:
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
             return refused
-        if asked.key and asked.answer and not asked.with_lines:
+        if asked.key and asked.answer:
+            if asked.with_lines:
+                await self._load_lines([outcome.order.order_id])
             return self._keep(asked, outcome)
         return outcome
 
@@ -181,27 +183,29 @@ class _Batch:
     def _keep(self, asked: Request, applied: Applied) -> Applied:
         assert asked.key is not None
         assert asked.answer is not None
-        answer = asked.answer(applied.order, applied.lines)
+        answer = asked.answer(applied.order, self._lines.get(applied.order.order_id, ()))
         self._answers[asked.key.key] = (asked.key.fingerprint, answer)
         self._new_answers.append((asked.key, answer))
         return msgspec.structs.replace(applied, answer=answer)
 
-    async def answer(self, asked: Sequence[Asked], outcomes: list[Outcome]) -> None:
-        """Add the lines where they were asked for, and word the answers that are to be kept."""
+    async def add_lines(self, asked: Sequence[Asked], outcomes: list[Outcome]) -> None:
+        """Add the lines to the outcomes of those who asked for them."""
         wanted = [
-            (index, request, outcome)
+            (index, outcome)
             for index, (request, outcome) in enumerate(zip(asked, outcomes, strict=True))
             if isinstance(request, Request) and request.with_lines and isinstance(outcome, Applied)
         ]
-        missing = [outcome.order.order_id for _, _, outcome in wanted if outcome.order.order_id not in self._lines]
+        await self._load_lines([outcome.order.order_id for _, outcome in wanted])
+        for index, outcome in wanted:
+            outcomes[index] = msgspec.structs.replace(outcome, lines=self._lines[outcome.order.order_id])
+
+    async def _load_lines(self, ids: list[str]) -> None:
+        missing = [order_id for order_id in ids if order_id not in self._lines]
         if missing:
             found: dict[str, list[Line]] = {order_id: [] for order_id in missing}
             for row in await self._connection.fetch(_LOAD_LINES, ids=missing):
                 found[row[0]].append(read_line(row))
             self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
-        for index, request, outcome in wanted:
-            applied = msgspec.structs.replace(outcome, lines=self._lines[outcome.order.order_id])
-            outcomes[index] = self._keep(request, applied) if request.key and request.answer else applied
 
     async def _load_breaker(self) -> Breaker:
         if self._breaker is None:
@@ -235,8 +239,9 @@ class _Batch:
     async def _claim(self, asked: ClaimDue) -> Claims:
         breaker = await self._load_breaker()
         claimed: list[Claimed] = []
+        changed: list[Order] = []
         # What is furthest along goes first, so that a flood of new orders does not hold up those under way.
-        for kind in (JobKind.FULFIL, JobKind.REFUND, JobKind.CHARGE):
+        for kind in (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE):
             limit = asked.limit - len(claimed)
             probe = False
             if kind in GATEWAY_KINDS and breaker.open_until is not None:
@@ -244,13 +249,15 @@ class _Batch:
                 limit = min(limit, int(probe))
             if limit <= 0:
                 continue
-            jobs = await self._claim_kind(asked, kind, limit, probe)
+            jobs = await self._claim_kind(asked, kind, limit, probe, changed)
             if probe and jobs:
                 breaker = await self._save_breaker(breaker.probing(asked.holder, self._now))
             claimed += jobs
-        return Claims(tuple(claimed), breaker, await self._next_due(breaker), self._now)
+        return Claims(tuple(claimed), tuple(changed), breaker, await self._next_due(breaker), self._now)
 
-    async def _claim_kind(self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool) -> list[Claimed]:
+    async def _claim_kind(
+        self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
+    ) -> list[Claimed]:
         rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
         ids = [row[0] for row in rows]
         await self._load_orders(ids)
@@ -263,6 +270,7 @@ class _Batch:
                 applied = self._decide(command)
             except StaleLease:
                 continue  # another request of this batch has already taken or finished it
+            changed.append(applied.order)
             if applied.job is not None and applied.job.holder == asked.holder:
                 claimed.append(Claimed(applied.order, applied.job, probe))
         return claimed

@@ -28,14 +28,13 @@ from expediter.web.openapi import openapi_document
 from expediter.web.operations import Handler, Operation
 from expediter.web.problems import RequestRefused, bug_reply, problem_reply
 
-#: Every operation. Fixed words (`/orders/metrics`) come before `/orders/{order_id}`, which would match them too.
+#: Every operation, in the order of the documentation.
 OPERATIONS: tuple[Operation, ...] = (
-    *progress.OPERATIONS[:2],
-    *admin.OPERATIONS,
-    *batch.OPERATIONS,
     *orders.OPERATIONS,
     *pages.OPERATIONS,
-    *progress.OPERATIONS[2:],
+    *batch.OPERATIONS,
+    *progress.OPERATIONS,
+    *admin.OPERATIONS,
     *ops.OPERATIONS,
 )
 

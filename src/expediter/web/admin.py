@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from expediter.errors import ExpediterError
+from expediter.errors import ExpediterError, IdempotencyMismatch
 from expediter.orders import Line, Order
 from expediter.requests import Answer, IdempotencyKey, Outcome, Replayed, Request
 from expediter.samples import sample_order
@@ -89,8 +89,10 @@ async def _fill(
     random = Random()
     errors: list[str] = []
     replayed = True
-    for start in range(0, count, SAMPLES_PER_BATCH):
-        size = min(SAMPLES_PER_BATCH, count - start)
+    start = 0
+    while start < count:
+        # With a key the first goes alone: if it is refused as another request's, nothing has been made.
+        size = 1 if key and not start else min(SAMPLES_PER_BATCH, count - start)
         orders = [
             sample_order(
                 random,
@@ -109,7 +111,10 @@ async def _fill(
             outcomes: Sequence[Outcome] = await context.committer.submit_patiently(requests)
         except ExpediterError as error:
             outcomes = [error] * size
+        if key and isinstance(outcomes[0], IdempotencyMismatch):
+            raise outcomes[0]
         errors += [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
+        start += size
         replayed = replayed and all(isinstance(outcome, Replayed) for outcome in outcomes)
     return errors, replayed
 

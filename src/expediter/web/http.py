@@ -156,7 +156,7 @@ class Call:
         given = self.header(b"idempotency-key")
         if given is None:
             return None
-        key = given[1:-1] if len(given) > 2 and given[0] == given[-1] == '"' else given
+        key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
         if not _KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         seen = hashlib.sha256(f"{self.scope['method']} {self.path}\n".encode() + body)

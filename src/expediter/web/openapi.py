@@ -21,6 +21,11 @@ _DESCRIPTION = """Takes orders, stores each one before it answers, charges and f
 Amounts are exact: send a number or a string, it is read as decimal text. Every refusal is a problem document
 (RFC 9457) that also carries `error`, one sentence."""
 
+#: What no type says: of each group of fields at least one must be there.
+_AT_LEAST_ONE = {
+    "OrderBody": (("customer_id", "user_id", "customer_name"), ("items", "item_ids")),
+    "ItemBody": (("item_id", "name", "item_name"),),
+}
 #: Statuses that any operation may answer.
 _ALWAYS = (400, 405, 503)
 _HEADERS = {
@@ -39,6 +44,9 @@ def openapi_document(operations: Sequence[Operation]) -> bytes:
         types += [body for body in operation.answers.values() if body is not None and not isinstance(body, str)]
         types += [operation.body] if operation.body is not None else []
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
+    for name, groups in _AT_LEAST_ONE.items():
+        if name in components:
+            components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         for path in operation.paths:

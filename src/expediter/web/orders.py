@@ -9,7 +9,7 @@ import uuid_utils
 
 from expediter.commands import CancelOrder, ChangeStatus, Command, DeleteOrder, RetryOrder
 from expediter.documents import EventDocument, OrderDocument, event_document, order_document
-from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound
+from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
 from expediter.orders import Line, Order, is_order_id
 from expediter.requests import Answer, Applied, Replayed, Request
 from expediter.web.context import Context
@@ -123,8 +123,12 @@ async def get_order(call: Call, context: Context) -> Reply:
         entry = await context.queries.order(order_id, min_version=min_version)
         if seconds > 0:
             known = call.header(b"if-none-match")
-            if known is None or call.knows_version(entry.version):
+            if entry.version < min_version:
+                entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
+            elif known is None or call.knows_version(entry.version):
                 entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
+        if entry.version < min_version:
+            raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
     headers: list[Header] = [JSON, (b"etag", b'"%d"' % entry.version)]
     if call.knows_version(entry.version):
         return Reply(304, b"", headers[1:])
@@ -246,6 +250,7 @@ OPERATIONS = (
         summary="Get an order",
         tag="orders",
         answers={200: OrderDocument, 304: None},
+        problems=(412,),
         parameters=(
             query("wait", "Hold the answer until the order changes.", type="number", minimum=0, maximum=30),
             query("min_version", "Never answer an older version.", type="integer", minimum=0, maximum=2**53),

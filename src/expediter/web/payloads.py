@@ -89,8 +89,10 @@ def decode(body: bytes, kind: type[T]) -> T:
         parsed: T = decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _diagnose(body, kind, error) from error
-    if (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body) and (faults := _unclean(_plain(body), "")):
-        raise InvalidInput(faults)
+    if b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body or _QUOTED_AMOUNT.search(body):
+        plain = _plain(body)
+        if faults := _unclean(plain, "") or _misspelt(plain, ""):
+            raise InvalidInput(faults)
     return parsed
 
 
@@ -152,7 +154,7 @@ def _line(index: int, item: ItemBody, currency: str, faults: list[Fault]) -> Lin
             faults.append(Fault(f"/items/{index}/item_name", "is another name for name, and says something else"))
         name = item.item_name
     if item.unit_price is not None:
-        if price is not None and price != item.unit_price:
+        if price is not None and item.unit_price.is_finite() and not _equal(price, item.unit_price):
             faults.append(
                 Fault(f"/items/{index}/unit_price", "is another name for price, and says something else")
             )
@@ -161,9 +163,13 @@ def _line(index: int, item: ItemBody, currency: str, faults: list[Fault]) -> Lin
         faults.append(Fault(f"/items/{index}", "needs an item_id or a name"))
     minor = None
     if price is not None:
-        field = "unit_price" if item.price is None else "price"
+        field = "price" if item.unit_price is None else "unit_price"
         minor = _money(price, currency, f"/items/{index}/{field}", faults)
     return Line(index + 1, item.item_id, name, item.quantity, minor)
+
+
+def _equal(one: Decimal, other: Decimal) -> bool:
+    return one.is_finite() and other.is_finite() and one == other
 
 
 def _money(amount: Decimal, currency: str, field: str, faults: list[Fault]) -> int:
@@ -207,7 +213,7 @@ def _diagnose(body: bytes, kind: type[Any], first: Exception) -> BadRequest | In
         plain = _plain(body)
     except BadRequest as error:
         return error
-    faults = _unclean(plain, "") or _faults(body, kind, "")
+    faults = _unclean(plain, "") or _faults(body, kind, "") + _misspelt(plain, "")
     return InvalidInput(faults or [_fault("", first)])
 
 
@@ -215,7 +221,8 @@ def _plain(body: bytes) -> Any:
     """Return the body as plain Python objects. Raises BadRequest for what is not JSON or too deep."""
     try:
         text = body.decode()
-        plain = json.loads(text, parse_constant=_refuse_constant, parse_float=Decimal, parse_int=Decimal)
+        # Numbers are judged by the typed decoder; here they would only cost time, or be too large to write out.
+        plain = json.loads(text, parse_constant=_refuse_constant, parse_float=_passed_over, parse_int=_passed_over)
     except RecursionError:
         raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep") from None
     except ValueError as error:
@@ -223,6 +230,10 @@ def _plain(body: bytes) -> Any:
     if _depth(plain, 0) > DEPTH_MAX:
         raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep")
     return plain
+
+
+def _passed_over(number: str) -> None:
+    return None
 
 
 def _refuse_constant(name: str) -> None:
@@ -249,6 +260,36 @@ def _unclean(value: Any, pointer: str) -> list[Fault]:
     if isinstance(value, list):
         return [fault for index, each in enumerate(value) for fault in _unclean(each, f"{pointer}/{index}")]
     return []
+
+
+#: An amount as text that is no plain decimal number: the decoder reads Python's spellings too (1_0, other digits).
+_DECIMAL = r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_QUOTED_AMOUNT = re.compile(rf'"(?:price|unit_price|total_amount)"\s*:\s*"(?!{_DECIMAL}")'.encode())
+_AMOUNTS = frozenset({"price", "unit_price", "total_amount"})
+
+
+def _misspelt(value: Any, pointer: str) -> list[Fault]:
+    """Find amounts whose text the decoder accepts and a reader of JSON would not call a decimal number."""
+    if isinstance(value, list):
+        return [fault for index, each in enumerate(value) for fault in _misspelt(each, f"{pointer}/{index}")]
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, each in value.items():
+        if key in _AMOUNTS and isinstance(each, str):
+            if _readable(each) and not re.fullmatch(_DECIMAL, each):
+                found.append(Fault(f"{pointer}/{key}", "must be a decimal number such as 12.99"))
+        elif key != "metadata":
+            found += _misspelt(each, f"{pointer}/{_shown(key)}")
+    return found
+
+
+def _readable(text: str) -> bool:
+    """Return whether the decoder takes it for a finite number: what it does not, is a fault already."""
+    try:
+        return Decimal(text).is_finite()
+    except ArithmeticError:
+        return False
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -281,6 +322,19 @@ def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
                 return found
         except msgspec.ValidationError:
             pass  # not a list: the typed decoder says it best
+    if get_origin(struct) is dict:
+        try:
+            entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+            inner = get_args(struct)[1]
+            found = [
+                fault
+                for key, entry in entries.items()
+                for fault in _faults(bytes(entry), inner, f"{pointer}/{_shown(key)}")
+            ]
+            if found:
+                return found
+        except msgspec.ValidationError:
+            pass  # not an object: the typed decoder says it best
     try:
         msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -300,10 +354,10 @@ def _struct_faults(fields: dict[str, msgspec.Raw], struct: type[msgspec.Struct],
 
 
 def _struct_in(kind: Any) -> Any:
-    """Return the struct or list inside `Annotated[...] | None`, or `kind` itself."""
-    for inner in get_args(kind) if get_origin(kind) is not list else ():
+    """Return the struct, list or dict inside `Annotated[...] | None`, or `kind` itself."""
+    for inner in get_args(kind) if get_origin(kind) not in (list, dict) else ():
         found = _struct_in(inner)
-        if get_origin(found) is list or (isinstance(found, type) and issubclass(found, msgspec.Struct)):
+        if get_origin(found) in (list, dict) or (isinstance(found, type) and issubclass(found, msgspec.Struct)):
             return found
     return kind
 

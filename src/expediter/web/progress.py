@@ -171,7 +171,7 @@ async def order_metrics(call: Call, context: Context) -> Reply:
     """Return counts and averages from exact counters; `getOrderIds=true` adds up to 1,000 ids to each count."""
     given = call.query("getOrderIds")
     wanted = given.get("getOrderIds", "false").lower()
-    if wanted not in ("true", "false", "1", "0", ""):
+    if wanted not in ("true", "false", "1", "0"):
         raise InvalidInput([Fault("getOrderIds", "must be true or false")])
     counters = await context.queries.counters()
     end = context.settings.stages.end
