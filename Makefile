@@ -54,7 +54,7 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 	$(BIN)/ruff format
 
 .PHONY: example
-example: $(DEV_LOCK) $(PROJECT) ## Send a day of an online shop's orders through the service
+example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py
 
 .PHONY: bench-intake

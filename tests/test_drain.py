@@ -155,8 +155,10 @@ def test_a_body_that_never_ends_does_not_hold_the_stop(folder: Path) -> None:
         with stopped_within(service, 2):
             pass
         for connection in connections:
-            connection.close()
+            with connection:
+                assert b"Internal Server Error" not in read_to_end(connection)
     assert order_ids(folder) == set()
+    assert "Traceback" not in "\n".join(service.log)
 
 
 def test_an_idle_connection_does_not_hold_the_stop(folder: Path) -> None:
@@ -168,14 +170,17 @@ def test_an_idle_connection_does_not_hold_the_stop(folder: Path) -> None:
 
 
 def test_a_held_read_does_not_hold_the_stop(folder: Path) -> None:
-    """A reader that waits for a change is answered within the drain time."""
+    """A reader that waits for a change is answered with the order as it is, within the drain time."""
     with Serving(folder, "--no-workers", DRAIN_SECONDS="2") as service:
         (order_id,) = place(service, 1)
         with socket.create_connection(sockets_address(service.url), timeout=30) as connection:
             connection.sendall(f"GET /orders/{order_id}?wait=30 HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-            service.client.get("/healthz")
+            # A connection that came later is answered, so the reader is waiting by now.
+            httpx2.get(f"{service.url}/healthz")
             with stopped_within(service, 2):
-                pass
+                answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert order_id.encode() in answer
 
 
 @pytest.mark.parametrize("slow", ["PAYMENT", "FULFILMENT"])
@@ -299,7 +304,8 @@ def test_a_reader_waits_across_processes(folder: Path) -> None:
 def test_two_worker_processes_share_the_work(folder: Path) -> None:
     """Two worker processes and one that serves write to one file without an error, and no order is done twice."""
     settings = {"PAYMENT_GATEWAY": gateway_with_ledger(folder)}
-    slow = {"FULFILMENT_MOCK_LATENCY_MIN": "20", "FULFILMENT_MOCK_LATENCY_MAX": "60"}
+    # Slow enough that one process alone has no place free for all of it.
+    slow = {"FULFILMENT_MOCK_LATENCY_MIN": "300", "FULFILMENT_MOCK_LATENCY_MAX": "500"}
     with (
         Serving(folder, "--no-workers", **settings) as service,
         working(folder, **settings, **slow) as one,

@@ -38,11 +38,16 @@ def main() -> None:
     try:
         app()
     except ConfigurationError as error:
-        _stderr.print(f"expediter: {error}", style="red", highlight=False)
+        _say(f"expediter: {error}", style="red")
         sys.exit(2)
     except ExpediterError as error:
-        _stderr.print(f"expediter: {error}", style="red", highlight=False)
+        _say(f"expediter: {error}", style="red")
         sys.exit(1)
+
+
+def _say(text: str, style: str = "") -> None:
+    # As it is: no markup (a path may have brackets), no wrapping (a line may be copied).
+    _stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _settings(**overrides: Any) -> Settings:
@@ -108,9 +113,9 @@ def serve(
             f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {address}/orders",
             f"  open {address}/docs",
         ):
-            _stderr.print(line, highlight=False, soft_wrap=True)
+            _say(line)
         if not settings.loopback:
-            _stderr.print("  Anyone who reaches this address may place and change orders.", style="yellow")
+            _say("  Anyone who reaches this address may place and change orders.", style="yellow")
 
     _run(service.serve(settings, working=not no_workers, insecure=insecure, announce=announce))
 
@@ -126,10 +131,7 @@ def work() -> None:
     settings = _settings()
 
     def announce(opened: service.Service) -> None:
-        _stderr.print(
-            f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once",
-            highlight=False,
-        )
+        _say(f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once")
 
     _run(service.work(settings, announce=announce))
 

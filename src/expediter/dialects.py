@@ -47,7 +47,8 @@ _DIALECT = sqlite_dialect.dialect(paramstyle="qmark")
 def database_path(url: str) -> Path:
     """Return the file that a `sqlite:///file.db` address names (four slashes: an absolute path).
 
-    Raises ConfigurationError for an address of another kind, or of a database that would live in memory only.
+    Raises ConfigurationError for an address of another kind or with options, or of a database that would live in
+    memory only.
     """
     try:
         parsed = make_url(url)
@@ -58,8 +59,10 @@ def database_path(url: str) -> Path:
             f"DATABASE_URL names a {parsed.get_backend_name()} database; "
             "this version stores orders in SQLite: sqlite:///expediter.db"
         )
-    if not parsed.database or parsed.database == ":memory:":
-        raise ConfigurationError("An in-memory database would lose accepted orders: name a file in DATABASE_URL")
+    if not parsed.database or ":memory:" in parsed.database or parsed.query:
+        raise ConfigurationError(
+            "DATABASE_URL must name a SQLite file and nothing else; a database in memory would lose orders"
+        )
     return Path(parsed.database)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -40,6 +40,7 @@ class Queries:
         self._database = database
         self._cache = cache
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._stopping = False
 
     async def order(self, order_id: str, *, min_version: int = 0) -> Entry:
         """Return the document of an order, at `min_version` or newer if the store has it. Raises OrderNotFound."""
@@ -69,7 +70,7 @@ class Queries:
             try:
                 entry = await self.order(order_id)
                 left = deadline - asyncio.get_running_loop().time()
-                if entry.version > beyond or left <= 0 or await self._ended(order_id):
+                if entry.version > beyond or left <= 0 or self._stopping or await self._ended(order_id):
                     return entry
                 await asyncio.wait([changed], timeout=min(left, WAIT_LOOK_SECONDS))
             finally:
@@ -83,14 +84,18 @@ class Queries:
         found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
         return found is None or found[0].at_rest
 
+    def stop_waiting(self) -> None:
+        """Answer whoever waits with what there is: the process is about to stop."""
+        self._stopping = True
+        for waiters in self._waiting.values():
+            _wake(waiters)
+
     def notice(self, changes: Sequence[Applied]) -> None:
         """Wake whoever waits for one of these orders."""
         if not self._waiting:
             return
         for change in changes:
-            for waiter in self._waiting.get(change.order.order_id, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+            _wake(self._waiting.get(change.order.order_id, ()))
 
     async def page(self, query: PageQuery) -> Page:
         """Return a page of orders, newest first, and the exact total where the counters know it."""
@@ -146,6 +151,12 @@ class Queries:
             return await lookups.queue_state(connection), await connection.now()
 
         return await self._database.read(work)
+
+
+def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _total(counters: dict[str, int], status: Status | None) -> int:

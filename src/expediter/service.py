@@ -34,7 +34,7 @@ from expediter.settings import Settings
 from expediter.stages import Tools
 from expediter.web import create_app
 from expediter.web.context import Context
-from expediter.worker import LEASE, Worker
+from expediter.worker import Worker
 
 #: Slots of each counter; a process adds to one of them.
 COUNTER_SLOTS = 64
@@ -60,6 +60,22 @@ class Service:
     gateway: PaymentGateway
     fulfiller: Fulfiller
     worker: Worker | None
+    drain_until: float | None = None
+
+    def begin_drain(self) -> None:
+        """Start the clock of the drain: readers stop waiting and workers stop claiming; what runs may end."""
+        if self.drain_until is None:
+            self.drain_until = asyncio.get_running_loop().time() + self.settings.drain_seconds
+        self.queries.stop_waiting()
+        if self.worker is not None:
+            self.worker.stop_claiming()
+
+    @property
+    def drain_seconds_left(self) -> float:
+        """Seconds that are left of the drain."""
+        self.begin_drain()
+        assert self.drain_until is not None
+        return max(0.0, self.drain_until - asyncio.get_running_loop().time())
 
     @property
     def concurrency(self) -> int:
@@ -101,7 +117,7 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     finally:
         housekeeping.cancel()
         if worker is not None:
-            await worker.stop(settings.drain_seconds)
+            await worker.stop(service.drain_seconds_left)
         await committer.stop()
         await fulfiller.close()
         await gateway.close()
@@ -132,7 +148,7 @@ def _worker(
         gateway=gateway,
         fulfiller=fulfiller,
         payment_attempts_max=settings.payment_retry_attempts,
-        lease=LEASE,
+        lease=int(settings.lease_seconds * MICROSECONDS),
         random=random.random,
         lines=lines,
     )
@@ -192,11 +208,12 @@ async def serve(
             date_header=True,
             timeout_keep_alive=30,
             backlog=CONNECTIONS_WAITING_MAX,
-            timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+            # Passed to asyncio as it is, which takes fractions too.
+            timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
         server = _Server(config)
-        stopping = _on_signals(server, context)
+        stopping = _on_signals(server, context, service)
         try:
             announce(service, address)
             await server.serve(sockets=[listener])
@@ -218,11 +235,12 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-def _on_signals(server: uvicorn.Server, context: Context) -> Callable[[], None]:
+def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> Callable[[], None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         context.draining = True
+        service.begin_drain()
         server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):

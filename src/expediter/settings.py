@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from expediter.errors import ConfigurationError
 from expediter.money import CURRENCY_DIGITS
 from expediter.orders import Stages
+
+#: Where settings may stand besides the environment.
+_ENV_FILE = ".env"
 
 
 def _currency(code: str) -> str:
@@ -29,7 +34,7 @@ def _currency(code: str) -> str:
 class Settings(BaseSettings):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_file=_ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True)
 
     database_url: str = Field("", description="where orders are stored; default sqlite:///expediter.db")
     db_path: str = Field("", description="the same as a plain path to a SQLite file")
@@ -41,6 +46,7 @@ class Settings(BaseSettings):
     )
     worker_count: int = Field(4, ge=1, le=256, description="workers in a serving process")
     worker_concurrency: int = Field(25, ge=1, le=1000, description="jobs that one worker runs at once")
+    lease_seconds: float = Field(30, ge=1, le=3600, description="seconds a worker may keep a job without a word")
     orders_cache_ttl: float = Field(30, gt=0, description="seconds that a cached read is kept")
     cache_disabled: bool = Field(False, description="true: every read goes to the database")
     admin_password: SecretStr | None = Field(None, description="opens the admin calls; without it they are off")
@@ -93,23 +99,24 @@ _ABSENT = ("REDIS_URL", "BROKER_URL", "RABBITMQ_HOST", "DB_HOST", "API_WORKERS",
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` win over the environment. Raises ConfigurationError with the name."""
+    given = {**dotenv_values(_ENV_FILE), **os.environ}
     for name in _ABSENT:
-        if os.environ.get(name):
+        if given.get(name):
             raise ConfigurationError(f"{name} is set, but this version runs as one process on SQLite: unset it")
-    if os.environ.get("INTAKE", "direct") != "direct":
+    if (given.get("INTAKE") or "direct") != "direct":
         raise ConfigurationError("INTAKE must be direct: this version has no broker to queue orders in")
     try:
-        return Settings(**(_secrets() | overrides))
+        return Settings(**(_secrets(given) | overrides))
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"{name or 'The settings'}: {first['msg']}") from error
 
 
-def _secrets() -> dict[str, str]:
+def _secrets(given: Mapping[str, str | None]) -> dict[str, str]:
     found = {}
     for name, field in Settings.model_fields.items():
-        path = os.environ.get(f"{name.upper()}_FILE")
+        path = given.get(f"{name.upper()}_FILE")
         if path and field.annotation == SecretStr | None:
             try:
                 found[name] = Path(path).read_text().strip()

@@ -33,7 +33,7 @@ from expediter.payments import PaymentGateway
 from expediter.requests import Claimed
 from expediter.resilience import backoff
 
-#: Seconds that one call to the outside may take; well below the lease.
+#: Seconds that one call to the outside may take, at most; with a short lease it is half of that.
 CALL_SECONDS_MAX = 15.0
 
 
@@ -46,6 +46,11 @@ class Tools(msgspec.Struct, frozen=True):
     lease: int
     random: Callable[[], float]
     lines: Callable[[str], Awaitable[Sequence[Line]]]
+
+    @property
+    def call_seconds_max(self) -> float:
+        """Seconds that one call may take: its outcome must be stored before the lease ends."""
+        return min(CALL_SECONDS_MAX, self.lease / MICROSECONDS / 2)
 
 
 async def run(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
@@ -68,7 +73,7 @@ async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
     if settling and since > tools.gateway.key_window_seconds * MICROSECONDS:
         lost = "the outcome of the charge is unknown and the gateway has forgotten its key: look it up there"
         return ParkJob(order_id=order.order_id, fence=job.fence, error=lost)
-    outcome, reference, error = await _call(_charge_once(order, tools, settling))
+    outcome, reference, error = await _call(_charge_once(order, tools, settling), tools.call_seconds_max)
     if settling and outcome is PaymentOutcome.UNAVAILABLE:
         outcome = PaymentOutcome.UNKNOWN
     return RecordPayment(
@@ -97,7 +102,9 @@ async def _charge_once(order: Order, tools: Tools, settling: bool) -> str:
 
 async def _refund(claimed: Claimed, tools: Tools) -> WorkerCommand:
     order, job = claimed.order, claimed.job
-    outcome, reference, error = await _call(tools.gateway.refund(gateway_key(order.order_id, order.generation)))
+    outcome, reference, error = await _call(
+        tools.gateway.refund(gateway_key(order.order_id, order.generation)), tools.call_seconds_max
+    )
     if outcome is PaymentOutcome.DECLINED:
         error = f"the gateway refuses the refund: {error}"
         return ParkJob(order_id=order.order_id, fence=job.fence, error=error)
@@ -111,10 +118,10 @@ async def _refund(claimed: Claimed, tools: Tools) -> WorkerCommand:
     )
 
 
-async def _call(call: Awaitable[str]) -> tuple[PaymentOutcome, str | None, str | None]:
+async def _call(call: Awaitable[str], seconds_max: float) -> tuple[PaymentOutcome, str | None, str | None]:
     """Return outcome, reference and error of a call to the gateway; no answer in time is an unknown outcome."""
     try:
-        async with asyncio.timeout(CALL_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             return PaymentOutcome.SUCCEEDED, await call, None
     except PaymentDeclined as error:
         return PaymentOutcome.DECLINED, None, str(error)
@@ -123,7 +130,7 @@ async def _call(call: Awaitable[str]) -> tuple[PaymentOutcome, str | None, str |
     except (PaymentUnknown, PaymentError) as error:
         return PaymentOutcome.UNKNOWN, None, str(error)
     except TimeoutError:
-        return PaymentOutcome.UNKNOWN, None, f"no answer within {CALL_SECONDS_MAX:g} s"
+        return PaymentOutcome.UNKNOWN, None, f"no answer within {seconds_max:g} s"
 
 
 async def _fulfil(claimed: Claimed, tools: Tools) -> WorkerCommand:
@@ -134,14 +141,14 @@ async def _fulfil(claimed: Claimed, tools: Tools) -> WorkerCommand:
         return await tools.lines(order.order_id)
 
     try:
-        async with asyncio.timeout(CALL_SECONDS_MAX):
+        async with asyncio.timeout(tools.call_seconds_max):
             await tools.fulfiller.fulfil(order, lines)
     except FulfilmentRefused as refused:
         outcome, error = FulfilmentOutcome.REFUSED, str(refused)
     except FulfilmentError as failed:
         outcome, error = FulfilmentOutcome.UNAVAILABLE, str(failed)
     except TimeoutError:
-        outcome, error = FulfilmentOutcome.UNAVAILABLE, f"no answer within {CALL_SECONDS_MAX:g} s"
+        outcome, error = FulfilmentOutcome.UNAVAILABLE, f"no answer within {tools.call_seconds_max:g} s"
     return RecordFulfilment(
         order_id=order.order_id,
         fence=job.fence,

@@ -22,8 +22,6 @@ from expediter.stages import Tools, run
 
 #: Jobs in one claim, at most.
 CLAIM_MAX = 50
-#: How long a worker may keep a job without a word, in microseconds.
-LEASE = 30 * MICROSECONDS
 #: A job that was claimed this often without an outcome is parked.
 CLAIMS_MAX = 5
 #: The idle worker looks for due jobs by itself; the pause grows from one to the other, in seconds.
@@ -71,10 +69,14 @@ class Worker:
         self._committer.on_commit(self._notice)
         self._loop = asyncio.create_task(self._run(), name="worker")
 
-    async def stop(self, drain_seconds: float) -> None:
-        """Claim no more, let what runs end within `drain_seconds`, then give the rest back."""
+    def stop_claiming(self) -> None:
+        """Claim no more; what runs goes on."""
         self._stopping = True
         self._wake.set()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Claim no more, let what runs end within `drain_seconds`, then give the rest back."""
+        self.stop_claiming()
         if self._loop is not None:
             await asyncio.wait([self._loop])
         if self._running:
@@ -115,7 +117,7 @@ class Worker:
             pass
 
     async def _claim(self, limit: int) -> Claims | None:
-        asked = ClaimDue(self._holder, limit, LEASE, CLAIMS_MAX)
+        asked = ClaimDue(self._holder, limit, self._tools.lease, CLAIMS_MAX)
         try:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
@@ -139,24 +141,26 @@ class Worker:
     async def _work(self, claimed: Claimed) -> None:
         next_step: Claimed | None = claimed
         while next_step is not None:
-            until = asyncio.get_running_loop().time() + LEASE / MICROSECONDS
-            command = await self._attempt(next_step)
-            next_step = await self._hand_in(command, self._breaker_report(next_step, command), until)
+            until = asyncio.get_running_loop().time() + self._tools.lease / MICROSECONDS
+            command, told = await self._attempt(next_step)
+            report = self._breaker_report(next_step, command) if told else None
+            next_step = await self._hand_in(command, report, until)
 
-    async def _attempt(self, claimed: Claimed) -> WorkerCommand:
+    async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:
+        """Return what came of the job, and whether that tells anything about the other side."""
         order, fence = claimed.order, claimed.job.fence
         if claimed.job.kind is not JobKind.FULFIL and self._breaker.open_until is not None and not claimed.probe:
-            return ReleaseJob(order_id=order.order_id, fence=fence)
+            return ReleaseJob(order_id=order.order_id, fence=fence), False
         try:
-            return await run(claimed, self._tools, claimed.job.due_at - LEASE)
+            return await run(claimed, self._tools, claimed.job.due_at - self._tools.lease), True
         except asyncio.CancelledError:
             # The drain's time is up. The call may have gone out: whoever comes next settles it first.
-            return _interrupted(claimed, order)
+            return _interrupted(claimed, order), False
         except Exception as error:
             # A stage failed in a way that nobody foresaw: the claim stays counted, so it cannot go on for ever.
             log.exception("a stage failed", order_id=order.order_id, kind=claimed.job.kind)
             retry_in = backoff(claimed.job.failures + 1, random.random())
-            return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in)
+            return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
 
     def _breaker_report(self, claimed: Claimed, command: WorkerCommand) -> ReportBreaker | None:
         if not isinstance(command, (RecordPayment, RecordRefund)):

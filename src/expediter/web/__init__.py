@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import defaultdict
 
@@ -88,6 +89,11 @@ class _Application:
             reply = problem_reply(_too_large(), request_id)
         except BodyTooSlow:
             reply = problem_reply(_too_slow(), request_id)
+        except asyncio.CancelledError:
+            if not self._context.draining:
+                raise
+            # The drain's time is up before this request was.
+            reply = problem_reply(_stopping(), request_id)
         except Exception as error:
             # The last resort: a bug must answer this request, not end the connection without a word.
             reply = bug_reply(error, request_id)
@@ -143,6 +149,11 @@ def _too_large() -> RequestRefused:
 def _too_slow() -> RequestRefused:
     error = f"The body took more than {BODY_SECONDS_MAX:g} seconds"
     return RequestRefused(408, "Request timeout", error, {"Connection": "close"})
+
+
+def _stopping() -> RequestRefused:
+    headers = {"Connection": "close", "Retry-After": "1"}
+    return RequestRefused(503, "Unavailable", "The service stops; send the request again", headers)
 
 
 def operations_document() -> dict[str, object]:
