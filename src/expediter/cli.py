@@ -30,7 +30,7 @@ app.add_typer(db_app, name="db")
 _stderr = Console(stderr=True)
 
 #: How often a thread may be made to give way, in seconds: the writer's thread must not wait 5 ms for its turn.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -61,8 +62,14 @@ def timestamp(at: int | None) -> str | None:
     """Return microseconds since 1970 as RFC 3339 in UTC: 2026-11-21T02:49:50.000123Z."""
     if at is None:
         return None
-    text = (_EPOCH + timedelta(microseconds=at)).isoformat(timespec="microseconds")
-    return text[:-6] + "Z"
+    second, microsecond = divmod(at, MICROSECONDS)
+    return f"{_to_the_second(second)}.{microsecond:06}Z"
+
+
+@lru_cache(maxsize=4096)
+def _to_the_second(second: int) -> str:
+    # Most times that are shown lie within the last moments.
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def seconds(start: int | None, end: int | None) -> float | None:

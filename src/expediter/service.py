@@ -205,6 +205,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             date_header=True,
             timeout_keep_alive=30,
             backlog=CONNECTIONS_WAITING_MAX,
