@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from servers import MariadbServer, PostgresServer, Server
 from serving import Serving
+from storing import Place
 
 ADMIN_PASSWORD = "open sesame"
 
@@ -69,3 +71,28 @@ def slow_gateway_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def folder(tmp_path: Path) -> Path:
     """An empty folder for a service of the test's own."""
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A PostgreSQL server of the session's own."""
+    server = PostgresServer(tmp_path_factory.mktemp("postgresql"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A MariaDB server of the session's own."""
+    server = MariadbServer(tmp_path_factory.mktemp("mariadb"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty database of each kind in turn."""
+    if request.param == "sqlite":
+        return Place(f"sqlite:///{tmp_path}/orders.db")
+    server: Server = request.getfixturevalue(request.param)
+    return Place(server.new_database(), server)

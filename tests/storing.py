@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expediter.cache import Cache, NoCache
 from expediter.commands import PlaceOrder
 from expediter.committer import Committer
-from expediter.dialects import SqliteDatabase
+from expediter.dialects import Database, open_database
 from expediter.migrations import upgrade
 from expediter.orders import MICROSECONDS, Line, Stages
 from expediter.requests import Applied, Asked, ClaimDue, Claims, Outcome, Request
+from servers import Server
 
 LEASE = 30 * MICROSECONDS
 
@@ -40,15 +43,30 @@ def claim(holder: str = "worker", limit: int = 50, lease: int = LEASE, claims_ma
     return ClaimDue(holder, limit, lease, claims_max)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a test's orders are stored: an address, and what another reader sees there."""
+
+    address: str
+    server: Server | None = None
+
+    def rows(self, statement: str) -> Sequence[Any]:
+        """Return what another reader of the database sees."""
+        if self.server is not None:
+            return self.server.query(self.address.rpartition("/")[2], statement)
+        with closing(sqlite3.connect(self.address.removeprefix("sqlite:///"))) as raw:
+            return raw.execute(statement).fetchall()
+
+
 @asynccontextmanager
 async def open_committer(
-    folder: Path, *, cache: Cache | None = None, database: SqliteDatabase | None = None
+    at: Place | Path, *, cache: Cache | None = None, database: Database | None = None, slot: int = 7
 ) -> AsyncIterator[Committer]:
-    """A running committer over a database file in `folder`, which may be there already."""
-    path = folder / "orders.db"
-    upgrade(f"sqlite:///{path}")
-    database = database or SqliteDatabase(path)
-    committer = Committer(database, cache or NoCache(), slot=7)
+    """A running committer over a database, which may be there already (a path: the file orders.db in it)."""
+    address = at.address if isinstance(at, Place) else f"sqlite:///{at}/orders.db"
+    await asyncio.to_thread(upgrade, address)
+    database = database or open_database(address)
+    committer = Committer(database, cache or NoCache(), slot=slot)
     committer.start()
     try:
         yield committer
@@ -73,7 +91,6 @@ async def claimed(committer: Committer, asked: ClaimDue | None = None) -> Claims
     return outcome
 
 
-def rows(folder: Path, statement: str, *values: object) -> Sequence[Any]:
-    """Return what another reader of the file sees."""
-    with closing(sqlite3.connect(folder / "orders.db")) as raw:
-        return raw.execute(statement, values).fetchall()
+def rows(at: Place | Path, statement: str) -> Sequence[Any]:
+    """Return what another reader of the database sees."""
+    return (at if isinstance(at, Place) else Place(f"sqlite:///{at}/orders.db")).rows(statement)

@@ -11,7 +11,7 @@ import pytest
 
 from expediter.commands import CancelOrder
 from expediter.committer import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
-from expediter.dialects import SqliteDatabase
+from expediter.dialects.sqlite import SqliteDatabase
 from expediter.errors import (
     CommitUncertain,
     ConstraintViolated,
@@ -22,47 +22,47 @@ from expediter.errors import (
 )
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Replayed, Request
-from storing import applied, ask, open_committer, place, rows
+from storing import Place, applied, ask, open_committer, place, rows
 
 
 def answer(order: Order, lines: tuple[Line, ...]) -> Answer:
     return Answer(201, {"etag": f'"{order.version}"'}, order.order_id)
 
 
-async def test_requests_that_come_together_share_commits(folder: Path) -> None:
+async def test_requests_that_come_together_share_commits(at: Place) -> None:
     """A thousand orders that arrive at once take far fewer than a thousand commits."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         await asyncio.gather(*(committer.submit(place(f"A{number}")) for number in range(1000)))
         assert committer.commits <= 1000 // BATCH_REQUESTS_MAX + 2
-    assert rows(folder, "SELECT count(*) FROM orders") == [(1000,)]
+    assert rows(at, "SELECT count(*) FROM orders") == [(1000,)]
 
 
-async def test_everything_of_an_order_is_stored_together(folder: Path) -> None:
+async def test_everything_of_an_order_is_stored_together(at: Place) -> None:
     """An order comes with its lines, its event, its job and its counter."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         await applied(committer, place("A1"))
-    assert rows(folder, "SELECT status, total_minor FROM orders") == [("pending", 2997)]
-    assert rows(folder, "SELECT line, quantity, price_minor FROM order_lines") == [(1, 2, 1299), (2, 1, 399)]
-    assert rows(folder, "SELECT position, number, type FROM events") == [(1, 1, "order.placed")]
-    assert rows(folder, "SELECT order_id, kind FROM jobs") == [("A1", "charge")]
-    assert rows(folder, "SELECT name, value FROM counters") == [("status:pending", 1)]
+    assert rows(at, "SELECT status, total_minor FROM orders") == [("pending", 2997)]
+    assert rows(at, "SELECT line, quantity, price_minor FROM order_lines") == [(1, 2, 1299), (2, 1, 399)]
+    assert rows(at, "SELECT position, number, type FROM events") == [(1, 1, "order.placed")]
+    assert rows(at, "SELECT order_id, kind FROM jobs") == [("A1", "charge")]
+    assert rows(at, "SELECT name, value FROM counters") == [("status:pending", 1)]
 
 
-async def test_a_refusal_touches_nobody_else(folder: Path) -> None:
+async def test_a_refusal_touches_nobody_else(at: Place) -> None:
     """In one transaction a refused request changes nothing and the others are stored."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         await applied(committer, place("A1"))
         outcomes = await ask(
             committer, place("A2"), place("A1"), Request(CancelOrder(order_id="gone")), place("A3")
         )
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [Applied, DuplicateOrder, OrderNotFound, Applied]
-    assert rows(folder, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A2",), ("A3",)]
+    assert rows(at, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A2",), ("A3",)]
 
 
-async def test_the_database_holds_the_total_against_the_lines(folder: Path) -> None:
+async def test_the_database_holds_the_total_against_the_lines(at: Place) -> None:
     """An order whose total is not the sum of its lines is refused by the database, alone in its batch."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         outcomes = await asyncio.gather(
             *(
                 committer.submit(place(f"A{number}", total_minor=2998 if number == 3 else 2997))
@@ -72,16 +72,16 @@ async def test_the_database_holds_the_total_against_the_lines(folder: Path) -> N
         )
     assert [type(outcome) for outcome in outcomes].count(Applied) == 7
     assert isinstance(outcomes[3], ConstraintViolated)
-    assert rows(folder, "SELECT count(*) FROM orders WHERE order_id = 'A3'") == [(0,)]
-    assert rows(folder, "SELECT max(position), count(*) FROM events") == [(7, 7)]
+    assert rows(at, "SELECT count(*) FROM orders WHERE order_id = 'A3'") == [(0,)]
+    assert rows(at, "SELECT max(position), count(*) FROM events") == [(7, 7)]
 
 
-async def test_a_group_learns_which_of_its_requests_the_database_refused(folder: Path) -> None:
+async def test_a_group_learns_which_of_its_requests_the_database_refused(at: Place) -> None:
     """When one request of a group is refused by the database, the others of the group are stored."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         outcomes = await ask(committer, place("A1"), place("A2", total_minor=1), place("A3"))
     assert [type(outcome) for outcome in outcomes] == [Applied, ConstraintViolated, Applied]
-    assert rows(folder, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A3",)]
+    assert rows(at, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A3",)]
 
 
 async def test_a_full_queue_refuses_and_keeps_what_it_has(folder: Path) -> None:
@@ -111,24 +111,24 @@ async def test_work_that_was_accepted_waits_for_room(folder: Path) -> None:
         await asyncio.gather(*waiting)
 
 
-async def test_a_caller_that_goes_away_changes_nothing(folder: Path) -> None:
+async def test_a_caller_that_goes_away_changes_nothing(at: Place) -> None:
     """A request whose caller is cancelled is stored all the same, and so are those beside it."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         first = asyncio.create_task(committer.submit(place("A1")))
         second = asyncio.create_task(committer.submit(place("A2")))
         await asyncio.sleep(0)
         first.cancel()
         assert isinstance(await second, Applied)
-    assert rows(folder, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A2",)]
+    assert rows(at, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A2",)]
 
 
-async def test_a_stop_stores_what_was_asked_before(folder: Path) -> None:
+async def test_a_stop_stores_what_was_asked_before(at: Place) -> None:
     """A committer that is stopped first commits everything that it was asked for."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         waiting = [asyncio.create_task(committer.submit(place(f"A{number}"))) for number in range(600)]
         await asyncio.sleep(0)
     assert all(isinstance(task.result(), Applied) for task in waiting)
-    assert rows(folder, "SELECT count(*) FROM orders") == [(600,)]
+    assert rows(at, "SELECT count(*) FROM orders") == [(600,)]
 
 
 async def test_a_locked_database_refuses_and_recovers_by_itself(folder: Path) -> None:
@@ -146,34 +146,42 @@ async def test_a_locked_database_refuses_and_recovers_by_itself(folder: Path) ->
 
 
 class UncertainDatabase(SqliteDatabase):
-    """A database whose first commit succeeds, but whose success is never heard of."""
+    """A database whose first commits are never answered, whether they took place or not."""
 
-    answered = False
+    unanswered = 1
+    takes_place = True
 
     def _commit(self, raw: sqlite3.Connection) -> None:
-        super()._commit(raw)
-        if not self.answered:
-            self.answered = True
-            raise CommitUncertain("the answer was lost")
+        if not self.unanswered:
+            super()._commit(raw)
+            return
+        self.unanswered -= 1
+        if self.takes_place:
+            super()._commit(raw)
+        else:
+            raw.rollback()
+        raise CommitUncertain("the answer was lost")
 
 
-async def test_an_uncertain_commit_is_settled_by_its_key(folder: Path) -> None:
-    """After a commit of unknown outcome the same key gives the order that was stored, once."""
-    upgraded = UncertainDatabase(folder / "orders.db")
-    request = place("A1")
-    keyed = Request(request.command, IdempotencyKey("k1", "print", 10**12), answer)
-    async with open_committer(folder, database=upgraded) as committer:
-        with pytest.raises(CommitUncertain):
-            await committer.submit(keyed)
-        outcome = await committer.submit(keyed)
-    assert outcome == Replayed(Answer(201, {"etag": '"1"'}, "A1"))
-    assert rows(folder, "SELECT count(*) FROM orders") == [(1,)]
+@pytest.mark.parametrize("takes_place", [True, False])
+async def test_a_commit_of_unknown_outcome_is_looked_up(folder: Path, takes_place: bool) -> None:
+    """When the answer to a commit is lost the order is stored once all the same, and its caller hears of it."""
+    database = UncertainDatabase(folder / "orders.db")
+    database.takes_place = takes_place
+    async with open_committer(folder, database=database) as committer:
+        outcomes = await ask(committer, place("A1"), place("A2"), Request(CancelOrder(order_id="A2")))
+    assert [type(outcome) for outcome in outcomes] == [Applied, Applied, Applied]
+    assert rows(folder, "SELECT order_id, status FROM orders ORDER BY 1") == [
+        ("A1", "pending"),
+        ("A2", "cancelled"),
+    ]
+    assert rows(folder, "SELECT count(*), max(position) FROM events") == [(3, 3)]
 
 
-async def test_a_key_used_twice_at_once_places_one_order(folder: Path) -> None:
+async def test_a_key_used_twice_at_once_places_one_order(at: Place) -> None:
     """Of two requests with one key in the same transaction the second gets the first one's answer."""
     key = IdempotencyKey("k1", "print", 10**12)
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         first, second = await ask(
             committer,
             Request(place("A1").command, key, answer),
@@ -181,14 +189,14 @@ async def test_a_key_used_twice_at_once_places_one_order(folder: Path) -> None:
         )
     assert isinstance(first, Applied)
     assert second == Replayed(Answer(201, {"etag": '"1"'}, "A1"))
-    assert rows(folder, "SELECT order_id FROM orders") == [("A1",)]
+    assert rows(at, "SELECT order_id FROM orders") == [("A1",)]
 
 
-async def test_an_expired_key_is_forgotten(folder: Path) -> None:
+async def test_an_expired_key_is_forgotten(at: Place) -> None:
     """Once its time is over a key is removed, and may be used for something else."""
-    async with open_committer(folder) as committer:
+    async with open_committer(at) as committer:
         await committer.submit(Request(place("A1").command, IdempotencyKey("k1", "print", 0), answer))
         outcome = await committer.submit(Request(place("A2").command, IdempotencyKey("k1", "other", 0), answer))
         assert isinstance(outcome, Applied)
         assert await committer.housekeep() == 1
-    assert rows(folder, "SELECT count(*) FROM idempotency_keys") == [(0,)]
+    assert rows(at, "SELECT count(*) FROM idempotency_keys") == [(0,)]

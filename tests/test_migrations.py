@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from expediter import migrations
-from expediter.dialects import _compile
+from expediter.dialects.sqlite import _statements
 from expediter.errors import ConfigurationError
 from expediter.lookups import _page_statement
 from expediter.orders import Status
@@ -76,8 +76,9 @@ PAGES = {
 def test_a_page_searches_an_index_and_sorts_nothing(folder: Path, query: PageQuery) -> None:
     """Each kind of page is read in index order: no scan of the table without an index, no sort."""
     migrations.upgrade(f"sqlite:///{folder}/orders.db")
-    text, names, _ = _compile(_page_statement(query))
+    values = {name: 1 for name in ("after_at", "after_id", "limit", "offset", *query.__struct_fields__)}
+    text, arguments = _statements.bind(_page_statement(query), values)
     with closing(sqlite3.connect(folder / "orders.db")) as raw:
-        plan = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}", [1] * len(names))]
+        plan = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}", arguments)]
     assert not [step for step in plan if "TEMP B-TREE" in step], plan
     assert all("INDEX" in step for step in plan), plan

@@ -214,8 +214,10 @@ class MemoryCache:
             self._bytes = 0
 
 
-def open_cache(*, disabled: bool, ttl_seconds: float, position_now: Callable[[], int]) -> MemoryCache | NoCache:
-    """Return the cache that the settings ask for."""
-    if disabled:
+def open_cache(
+    *, disabled: bool, ttl_seconds: float, position_now: Callable[[], int] | None
+) -> MemoryCache | NoCache:
+    """Return the cache that the settings ask for; in memory only where it can tell that others have written."""
+    if disabled or position_now is None:
         return NoCache()
     return MemoryCache(ttl_seconds=ttl_seconds, position_now=position_now)

@@ -15,14 +15,17 @@ from functools import partial
 import structlog
 
 from expediter.cache import Cache
-from expediter.dialects import Connection, SqliteDatabase
-from expediter.errors import ConstraintViolated, ExpediterError, Overloaded, Unavailable
+from expediter.dialects import Connection, Database
+from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
 from expediter.maintenance import clear, remove_expired_keys, retire_caches
 from expediter.requests import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
-from expediter.store import apply
+from expediter.store import Batch, apply, was_committed
 
 #: Requests in one transaction, at most.
 BATCH_REQUESTS_MAX = 256
+#: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
+SETTLE_SECONDS_MAX = 10.0
+SETTLE_AGAIN_SECONDS = 0.2
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
 
@@ -38,7 +41,7 @@ class _Group:
 class Committer:
     """Gathers requests into transactions. Use one per process, from one event loop."""
 
-    def __init__(self, database: SqliteDatabase, cache: Cache, *, slot: int) -> None:
+    def __init__(self, database: Database, cache: Cache, *, slot: int) -> None:
         """`slot` (0-63) is the process's own row of each counter."""
         self._database = database
         self._cache = cache
@@ -49,6 +52,7 @@ class Committer:
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[list[Applied]], None]] = []
+        self._in_doubt: Batch | None = None
         self.commits = 0
         self.requests = 0
 
@@ -121,6 +125,9 @@ class Committer:
         asked = [request for group in groups for request in group.asked]
         try:
             outcomes = await self._database.write(partial(self._apply, asked))
+        except CommitUncertain as error:
+            self._cache.forget_commit()
+            await self._settle(groups, error)
         except ConstraintViolated as error:
             self._cache.forget_commit()
             await self._divide(groups, error)
@@ -131,21 +138,44 @@ class Committer:
                 log.exception("the transaction failed", requests=len(asked))
             _fail(groups, error)
         else:
-            self.commits += 1
-            self.requests += len(asked)
-            self._publish(outcomes)
-            start = 0
-            for group in groups:
-                end = start + len(group.asked)
-                if not group.done.done():
-                    group.done.set_result(outcomes[start:end])
-                start = end
+            self._succeed(groups, outcomes)
+
+    def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+        self.commits += 1
+        self.requests += len(outcomes)
+        self._publish(outcomes)
+        start = 0
+        for group in groups:
+            end = start + len(group.asked)
+            if not group.done.done():
+                group.done.set_result(outcomes[start:end])
+            start = end
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
-        outcomes, before, after = await apply(connection, asked, slot=self._slot)
+        batch = self._in_doubt = await apply(connection, asked, slot=self._slot)
         # Inside the transaction: from its commit on, readers compare the cache with this position.
-        self._cache.expect_commit(before, after)
-        return outcomes
+        self._cache.expect_commit(batch.before, batch.after)
+        return batch.outcomes
+
+    async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:
+        """Find out whether a commit that was never answered took place; if not, carry the batch out again."""
+        batch = self._in_doubt
+        assert batch is not None  # it was applied before its commit was sent
+        log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
+        while True:
+            try:
+                committed = await self._database.write(partial(was_committed, batch=batch))
+                break
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    _fail(groups, uncertain)
+                    return
+                await asyncio.sleep(SETTLE_AGAIN_SECONDS)
+        if committed:
+            self._succeed(groups, batch.outcomes)
+        else:
+            await self._commit(groups)
 
     async def housekeep(self) -> int:
         """Remove some expired idempotency keys; return how many."""

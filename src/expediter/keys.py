@@ -22,6 +22,7 @@ _LOAD_KEYS = select(schema.idempotency_keys).where(
 REMOVE_KEYS = delete(schema.idempotency_keys).where(
     schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
 )
+_REMOVE_EXPIRED = REMOVE_KEYS.where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -53,6 +54,7 @@ async def keep_answers(connection: Connection, answers: Sequence[tuple[Idempoten
         )
         for key, answer in answers
     ]
-    # An expired row of the same key may still be there.
-    await connection.run(REMOVE_KEYS, ids=[row[0] for row in rows])
+    # An expired row of the same key may still be there. One that is not expired is another process's, which was
+    # faster: inserting beside it collides, and the next try finds its answer.
+    await connection.run(_REMOVE_EXPIRED, ids=[row[0] for row in rows], now=now)
     await connection.insert(schema.idempotency_keys, rows)

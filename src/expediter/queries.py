@@ -10,7 +10,7 @@ import msgspec
 
 from expediter import lookups
 from expediter.cache import Cache, Entry
-from expediter.dialects import Connection, SqliteDatabase
+from expediter.dialects import Connection, Database
 from expediter.documents import order_document
 from expediter.errors import OrderNotFound
 from expediter.lookups import HistoryRow, QueueState
@@ -35,7 +35,7 @@ class Page(msgspec.Struct, frozen=True):
 class Queries:
     """Reads for the web; never older than what this process has seen committed."""
 
-    def __init__(self, database: SqliteDatabase, cache: Cache) -> None:
+    def __init__(self, database: Database, cache: Cache) -> None:
         """Read from `database`, through `cache`."""
         self._database = database
         self._cache = cache

@@ -172,3 +172,16 @@ def read_line(row: Row) -> Line:
 def read_breaker(row: Row) -> Breaker:
     """Return the breaker that a row of `circuit_breakers` holds."""
     return Breaker(failures=row[1], open_until=row[2], probe_holder=row[3], probe_until=row[4])
+
+
+def order_counters(order: Order | None) -> dict[str, int]:
+    """Return what an order adds to each counter, by the counter's name; times are in microseconds."""
+    if order is None:
+        return {}
+    counters = {f"status:{order.status}": 1}
+    if order.completed_at is not None:
+        started = order.processing_started_at or order.created_at
+        counters["completed"] = 1
+        counters["completed:work"] = order.completed_at - started
+        counters["completed:total"] = order.completed_at - order.created_at
+    return counters

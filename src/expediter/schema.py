@@ -3,6 +3,8 @@
 Times are microseconds since 1970 (BigInteger), flags are 0 or 1, JSON is text that Expediter itself has encoded.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -15,8 +17,14 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.dialects import mysql
 
 metadata = MetaData()
+
+#: Ids differ by case, and sort by their bytes, also on MariaDB and MySQL.
+_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+#: JSON documents: an order of 2,000 lines is longer than MySQL's TEXT.
+_Document = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 #: An order as its row; the columns are the fields of `orders.Order`, in that order.
 orders = Table(
@@ -33,7 +41,7 @@ orders = Table(
     Column("currency", String(3), nullable=False),
     Column("total_minor", BigInteger, nullable=False),
     Column("priced", SmallInteger, nullable=False),
-    Column("metadata", Text, nullable=False),
+    Column("metadata", _Document, nullable=False),
     Column("payment_token", String(256)),
     Column("version", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -51,6 +59,7 @@ orders = Table(
     Index("orders_by_age", "created_at", "order_id"),
     Index("orders_by_status", "status", "created_at", "order_id"),
     Index("orders_by_customer", "customer_id", "created_at", "order_id"),
+    **_MYSQL,
 )
 
 #: The lines of an order, written once. A trigger on `orders` holds their sum against the order's total.
@@ -67,6 +76,7 @@ order_lines = Table(
     CheckConstraint("quantity >= 1", name="order_lines_quantity_positive"),
     CheckConstraint("price_minor >= 0", name="order_lines_price_not_negative"),
     sqlite_with_rowid=False,
+    **_MYSQL,
 )
 
 #: Every change of every order; `position` follows the order of commits (docs/decisions/004-event-positions.md).
@@ -78,8 +88,9 @@ events = Table(
     Column("number", BigInteger, nullable=False),
     Column("at", BigInteger, nullable=False),
     Column("type", String(32), nullable=False),
-    Column("data", Text, nullable=False),
+    Column("data", _Document, nullable=False),
     Index("events_by_order", "order_id", "number", unique=True),
+    **_MYSQL,
 )
 
 #: One row: the position of the newest event.
@@ -88,6 +99,7 @@ feed = Table(
     metadata,
     Column("feed_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
+    **_MYSQL,
 )
 
 #: The next action of each order that is not at rest; a parked job keeps its row and has `dead_at`.
@@ -104,6 +116,7 @@ jobs = Table(
     Column("failures", Integer, nullable=False),
     Column("dead_at", BigInteger),
     Index("jobs_by_due", "kind", "due_at"),
+    **_MYSQL,
 )
 
 #: Every call to the payment gateway: stored before it (outcome null), completed after it.
@@ -122,6 +135,7 @@ payment_attempts = Table(
     Column("reference", String(128)),
     Column("error", Text),
     sqlite_with_rowid=False,
+    **_MYSQL,
 )
 
 #: What a request with an `Idempotency-Key` was answered, kept in the transaction that it caused.
@@ -132,9 +146,10 @@ idempotency_keys = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("status_code", SmallInteger, nullable=False),
     Column("headers", Text, nullable=False),
-    Column("body", Text, nullable=False),
+    Column("body", _Document, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Index("idempotency_keys_by_expiry", "expires_at"),
+    **_MYSQL,
 )
 
 #: Sums that are read instead of scanning; each process adds to its own slot, readers sum the slots.
@@ -145,6 +160,7 @@ counters = Table(
     Column("slot", SmallInteger, primary_key=True, autoincrement=False),
     Column("value", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+    **_MYSQL,
 )
 
 #: The ids of deleted orders: an id is used once, because the payment gateway remembers it.
@@ -154,6 +170,7 @@ deleted_orders = Table(
     Column("order_id", String(64), primary_key=True),
     Column("deleted_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+    **_MYSQL,
 )
 
 #: One row for each thing outside that may be away; shared, so that the whole cluster probes once.
@@ -167,4 +184,7 @@ circuit_breakers = Table(
     #: Who sends the probe now, and until when nobody else may.
     Column("probe_holder", String(128)),
     Column("probe_until", BigInteger),
+    #: Counts the changes, so that of two processes that change it at once one looks again.
+    Column("version", BigInteger, nullable=False),
+    **_MYSQL,
 )

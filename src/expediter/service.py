@@ -21,7 +21,7 @@ import uvicorn
 from expediter import lookups
 from expediter.cache import MemoryCache, NoCache, open_cache
 from expediter.committer import Committer
-from expediter.dialects import SqliteDatabase, open_database
+from expediter.dialects import Database, open_database
 from expediter.errors import ConfigurationError, ExpediterError, Unavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
 from expediter.migrations import upgrade
@@ -53,7 +53,7 @@ class Service:
     """One process's parts, open and running."""
 
     settings: Settings
-    database: SqliteDatabase
+    database: Database
     cache: MemoryCache | NoCache
     committer: Committer
     queries: Queries
@@ -94,7 +94,7 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     cache = open_cache(
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
-        position_now=database.position_now,
+        position_now=database.position_reader(),
     )
     slot = random.randrange(COUNTER_SLOTS)
     committer = Committer(database, cache, slot=slot)
@@ -135,7 +135,7 @@ def _gateway(settings: Settings) -> PaymentGateway:
 
 def _worker(
     settings: Settings,
-    database: SqliteDatabase,
+    database: Database,
     committer: Committer,
     gateway: PaymentGateway,
     fulfiller: Fulfiller,

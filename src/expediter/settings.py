@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=_ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True)
 
     database_url: str = Field("", description="where orders are stored; default sqlite:///expediter.db")
+    db_host: str = Field("", description="the host of a MariaDB or MySQL database, instead of DATABASE_URL")
+    db_user: str = Field("", description="its user")
+    db_pass: SecretStr | None = Field(None, description="its password")
+    db_name: str = Field("", description="its name")
     db_path: str = Field("", description="the same as a plain path to a SQLite file")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
@@ -77,9 +82,12 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The database's address: DATABASE_URL, or the file of DB_PATH, or the default."""
+        """The database's address: DATABASE_URL, or the parts in DB_HOST and its like, or the file of DB_PATH."""
         if self.database_url:
             return self.database_url
+        if self.db_host:
+            password = quote(self.db_pass.get_secret_value(), safe="") if self.db_pass else ""
+            return f"mysql://{quote(self.db_user, safe='')}:{password}@{self.db_host}/{self.db_name}"
         return f"sqlite:///{self.db_path or 'expediter.db'}"
 
     @property
@@ -94,7 +102,7 @@ class Settings(BaseSettings):
 
 
 #: Settings of parts that this version does not have; to ignore them would be to break a promise.
-_ABSENT = ("REDIS_URL", "BROKER_URL", "RABBITMQ_HOST", "DB_HOST", "API_WORKERS", "ACCESS_LOG_FILE")
+_ABSENT = ("REDIS_URL", "BROKER_URL", "RABBITMQ_HOST", "API_WORKERS", "ACCESS_LOG_FILE")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -102,7 +110,7 @@ def load_settings(**overrides: Any) -> Settings:
     given = {**dotenv_values(_ENV_FILE), **os.environ}
     for name in _ABSENT:
         if given.get(name):
-            raise ConfigurationError(f"{name} is set, but this version runs as one process on SQLite: unset it")
+            raise ConfigurationError(f"{name} is set, and this version has no such part: unset it")
     if (given.get("INTAKE") or "direct") != "direct":
         raise ConfigurationError("INTAKE must be direct: this version has no broker to queue orders in")
     try:

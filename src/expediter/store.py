@@ -7,7 +7,8 @@ turn, and writes everything that came of it with a handful of statements, whatev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import bindparam, delete, select, update
@@ -15,7 +16,7 @@ from sqlalchemy import bindparam, delete, select, update
 from expediter import schema
 from expediter.commands import ClaimJob, Command, PlaceOrder
 from expediter.decisions import decide
-from expediter.dialects import Connection
+from expediter.dialects import Connection, Row
 from expediter.drafts import Decision
 from expediter.errors import DuplicateOrder, ExpediterError, StaleLease
 from expediter.events import Event
@@ -39,6 +40,7 @@ from expediter.rows import (
     changed_order_row,
     job_row,
     line_row,
+    order_counters,
     order_row,
     read_breaker,
     read_line,
@@ -49,6 +51,9 @@ _LOAD = (
     select(schema.orders, schema.jobs)
     .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
     .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+    # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
+    .order_by(schema.orders.c.order_id)
+    .with_for_update(of=schema.orders)
 )
 _LOAD_LINES = (
     select(schema.order_lines)
@@ -59,10 +64,13 @@ _LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
     schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
 )
 _FIND_DUE = (
-    select(schema.jobs.c.order_id)
+    select(schema.orders, schema.jobs)
+    .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
     .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
     .order_by(schema.jobs.c.due_at)
     .limit(bindparam("limit"))
+    # What another transaction is at is not waited for: its job is about to change.
+    .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
 )
 _NEXT_DUE = (
     select(schema.jobs.c.due_at)
@@ -71,6 +79,20 @@ _NEXT_DUE = (
     .limit(1)
 )
 _LOAD_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == bindparam("breaker"))
+_SAVE_BREAKER = (
+    update(schema.circuit_breakers)
+    .where(
+        schema.circuit_breakers.c.name == bindparam("breaker"),
+        schema.circuit_breakers.c.version == bindparam("known"),
+    )
+    .values(
+        failures=bindparam("new_failures"),
+        open_until=bindparam("new_open_until"),
+        probe_holder=bindparam("new_probe_holder"),
+        probe_until=bindparam("new_probe_until"),
+        version=schema.circuit_breakers.c.version + 1,
+    )
+)
 _REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_LINES = delete(schema.order_lines).where(
@@ -79,11 +101,28 @@ _REMOVE_LINES = delete(schema.order_lines).where(
 _ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + bindparam("count"))
 _FEED = select(schema.feed.c.position)
 
+_LOCK_FEED = select(schema.feed.c.position).with_for_update()
+_EVENT_AT = select(schema.events.c.order_id, schema.events.c.number, schema.events.c.at).where(
+    schema.events.c.position == bindparam("position")
+)
+
 _to_json = msgspec.json.Encoder().encode
 
 
-async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) -> tuple[list[Outcome], int, int]:
-    """Carry out a batch; return the outcome of each request, and the newest event's position before and after.
+class Batch(NamedTuple):
+    """What a batch came to: an outcome per request, and the newest event's position before and after it.
+
+    `last` is its own last event (None: it changed no order), by which one can tell later whether it was committed.
+    """
+
+    outcomes: list[Outcome]
+    before: int
+    after: int
+    last: Event | None
+
+
+async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) -> Batch:
+    """Carry out a batch of requests.
 
     A refused request is an ExpediterError in its place and changes nothing; the others are not affected.
     """
@@ -92,7 +131,20 @@ async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) ->
     outcomes = [await batch.carry_out(request) for request in asked]
     await batch.add_lines(asked, outcomes)
     after = await batch.write()
-    return outcomes, after - len(batch.events), after
+    last = batch.events[-1] if batch.events else None
+    return Batch(outcomes, after - len(batch.events), after, last)
+
+
+async def was_committed(connection: Connection, batch: Batch) -> bool:
+    """Return whether a batch whose commit was never answered is in the database.
+
+    Waits, by the lock on the feed's row, until its transaction has ended one way or the other.
+    """
+    await connection.fetch(_LOCK_FEED)
+    if batch.last is None:
+        return False
+    rows = await connection.fetch(_EVENT_AT, position=batch.after)
+    return [tuple(row) for row in rows] == [(batch.last.order_id, batch.last.number, batch.last.at)]
 
 
 class _Batch:
@@ -111,7 +163,7 @@ class _Batch:
         self.events: list[Event] = []
         self._attempts: list[Attempt] = []
         self._attempt_results: list[AttemptResult] = []
-        self._breaker: Breaker | None = None
+        self._breaker: tuple[Breaker, int] | None = None
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
@@ -133,10 +185,17 @@ class _Batch:
     async def _load_orders(self, ids: list[str]) -> None:
         if not ids:
             return
-        for row in await self._connection.fetch(_LOAD, ids=ids):
+        self._know(await self._connection.fetch(_LOAD, ids=ids))
+
+    def _know(self, rows: Sequence[Row]) -> list[str]:
+        """Take note of loaded orders, unless this batch has them already; return their ids."""
+        ids = []
+        for row in rows:
             order, job = read_order_and_job(row)
+            ids.append(order.order_id)
             if order.order_id not in self._before:
                 self._before[order.order_id] = self._after[order.order_id] = (order, job)
+        return ids
 
     async def carry_out(self, asked: Asked) -> Outcome:
         if isinstance(asked, ClaimDue):
@@ -207,37 +266,46 @@ class _Batch:
                 found[row[0]].append(read_line(row))
             self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
 
-    async def _load_breaker(self) -> Breaker:
+    async def _load_breaker(self) -> tuple[Breaker, int]:
+        """Return the breaker and the version of its row."""
         if self._breaker is None:
             rows = await self._connection.fetch(_LOAD_BREAKER, breaker=PAYMENT_BREAKER)
-            self._breaker = read_breaker(rows[0])
+            self._breaker = (read_breaker(rows[0]), rows[0][5])
         return self._breaker
 
-    async def _save_breaker(self, breaker: Breaker) -> Breaker:
-        if breaker != self._breaker:
-            self._breaker = breaker
-            columns = ("failures", "open_until", "probe_holder", "probe_until")
-            row = (
-                breaker.failures,
-                breaker.open_until,
-                breaker.probe_holder,
-                breaker.probe_until,
-                PAYMENT_BREAKER,
-            )
-            await self._connection.update(schema.circuit_breakers, columns, ("name",), [row])
-        return breaker
+    async def _change_breaker(self, change: Callable[[Breaker], Breaker | None]) -> Breaker | None:
+        """Change the breaker as it is now, whoever else changes it; None where `change` says so of what it is."""
+        while True:
+            known, version = await self._load_breaker()
+            wanted = change(known)
+            if wanted is None or wanted == known:
+                return wanted
+            values = {f"new_{name}": value for name, value in msgspec.structs.asdict(wanted).items()}
+            if await self._connection.run(_SAVE_BREAKER, breaker=PAYMENT_BREAKER, known=version, **values):
+                self._breaker = (wanted, version + 1)
+                return wanted
+            self._breaker = None  # another process was first: look again
 
     async def _report(self, asked: ReportBreaker) -> Breaker:
-        breaker = await self._load_breaker()
-        if asked.succeeded:
-            return await self._save_breaker(breaker.after_success())
-        changed = breaker.after_failure(
-            self._now, threshold=asked.threshold, recovery=asked.recovery, probe=asked.probe
-        )
-        return await self._save_breaker(changed)
+        def change(breaker: Breaker) -> Breaker:
+            if asked.succeeded:
+                return breaker.after_success()
+            return breaker.after_failure(
+                self._now, threshold=asked.threshold, recovery=asked.recovery, probe=asked.probe
+            )
+
+        return await self._change_breaker(change) or Breaker()
+
+    async def _take_probe(self, holder: str) -> bool:
+        """Return whether this claim may send the one call that the open breaker lets through."""
+
+        def change(breaker: Breaker) -> Breaker | None:
+            return breaker.probing(holder, self._now) if breaker.may_probe(self._now) else None
+
+        return await self._change_breaker(change) is not None
 
     async def _claim(self, asked: ClaimDue) -> Claims:
-        breaker = await self._load_breaker()
+        breaker, _ = await self._load_breaker()
         claimed: list[Claimed] = []
         changed: list[Order] = []
         # What is furthest along goes first, so that a flood of new orders does not hold up those under way.
@@ -247,22 +315,19 @@ class _Batch:
             if kind in GATEWAY_KINDS and breaker.open_until is not None:
                 probe = breaker.may_probe(self._now)
                 limit = min(limit, int(probe))
-            if limit <= 0:
-                continue
-            jobs = await self._claim_kind(asked, kind, limit, probe, changed)
-            if probe and jobs:
-                breaker = await self._save_breaker(breaker.probing(asked.holder, self._now))
-            claimed += jobs
+            if limit > 0:
+                claimed += await self._claim_kind(asked, kind, limit, probe, changed)
+        breaker, _ = await self._load_breaker()
         return Claims(tuple(claimed), tuple(changed), breaker, await self._next_due(breaker), self._now)
 
     async def _claim_kind(
         self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
     ) -> list[Claimed]:
         rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
-        ids = [row[0] for row in rows]
-        await self._load_orders(ids)
+        if probe and rows and not await self._take_probe(asked.holder):
+            return []
         claimed = []
-        for order_id in ids:
+        for order_id in self._know(rows):
             command = ClaimJob(
                 order_id=order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
             )
@@ -359,8 +424,8 @@ class _Batch:
     def _counted(self) -> Counter[str]:
         total: Counter[str] = Counter()
         for order_id, (order, _) in self._after.items():
-            _count(total, self._before[order_id][0], -1)
-            _count(total, order, 1)
+            total.subtract(order_counters(self._before[order_id][0]))
+            total.update(order_counters(order))
         return total
 
     async def _write_events(self) -> int:
@@ -378,14 +443,3 @@ class _Batch:
 
 
 _JOB_CHANGES = tuple(column.name for column in schema.jobs.columns if column.name != "order_id")
-
-
-def _count(total: Counter[str], order: Order | None, sign: int) -> None:
-    if order is None:
-        return
-    total[f"status:{order.status}"] += sign
-    if order.completed_at is not None:
-        started = order.processing_started_at or order.created_at
-        total["completed"] += sign
-        total["completed:work"] += sign * (order.completed_at - started)
-        total["completed:total"] += sign * (order.completed_at - order.created_at)

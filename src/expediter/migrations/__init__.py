@@ -3,26 +3,75 @@
 Alembic is imported only when there is something to do: most starts find the newest step in place.
 """
 
+from __future__ import annotations
+
+import asyncio
 import fcntl
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, Connection, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from expediter.dialects import database_path
+from expediter.dialects import parse_url
+from expediter.dialects.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
 #: The newest step.
 HEAD = "0001"
+#: Seconds that connecting to a database server may take.
+CONNECT_SECONDS_MAX = 5.0
+#: The name of the lock that one upgrade at a time holds on a database server.
+_LOCK_NAME = "expediter-upgrade"
+_LOCK_NUMBER = 6_720_412
 
 
-def current(url: str) -> str | None:
-    """Return the step that the database is at; None for one that does not exist or is empty."""
-    path = database_path(url)
+def upgrade(address: str) -> bool:
+    """Take the database to the newest step; return whether there was anything to do.
+
+    Any number of processes may call it at once: the first does the work behind a lock, the others find it done.
+    Raises ConfigurationError where the database is newer than this program, DatabaseUnavailable.
+    """
+    kind, url = parse_url(address)
+    if kind == "sqlite":
+        return _upgrade_file(database_path(url))
+    driver = "asyncpg" if kind == "postgresql" else "asyncmy"
+    return asyncio.run(_upgrade_server(url.set(drivername=f"{kind}+{driver}")))
+
+
+def _upgrade_file(path: Path) -> bool:
+    if _step_of_file(path) == HEAD:
+        return False
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"The folder {path.parent} does not exist: create it, or change DATABASE_URL")
+    with _file_lock(path.with_name(path.name + "-upgrade")):
+        if _step_of_file(path) == HEAD:
+            return False
+        _run_on_file(path)
+        return True
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"The database cannot be made beside {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _step_of_file(path: Path) -> str | None:
+    """Return the step that a SQLite file is at; None for one that does not exist or is empty."""
     if not path.exists():
         return None
     try:
@@ -37,33 +86,7 @@ def current(url: str) -> str | None:
     return str(row[0]) if row else None
 
 
-def upgrade(url: str) -> bool:
-    """Take the database to the newest step; return whether there was anything to do.
-
-    Any number of processes may call it at once: the first does the work behind a file lock, the others find it
-    done. Raises ConfigurationError where the database is newer than this program.
-    """
-    if current(url) == HEAD:
-        return False
-    path = database_path(url)
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"The folder {path.parent} does not exist: create it, or change DATABASE_URL")
-    lock = os.open(path.with_name(path.name + "-upgrade"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if current(url) == HEAD:
-            return False
-        _run(path)
-        return True
-    finally:
-        os.close(lock)
-
-
-def _run(path: Path) -> None:
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util.exc import CommandError
-
+def _run_on_file(path: Path) -> None:
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
 
     @event.listens_for(engine, "begin")
@@ -77,15 +100,69 @@ def _run(path: Path) -> None:
         raw.execute("PRAGMA journal_mode=WAL")
         raw.execute("PRAGMA synchronous=FULL")
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
     try:
         with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except CommandError as error:
-        raise ConfigurationError(
-            f"{path} was made by a newer version of expediter ({error}): upgrade the program"
-        ) from error
+            _run_steps(connection)
+    except DBAPIError as error:
+        raise DatabaseUnavailable(f"{path} cannot be upgraded: {error.orig}") from error
     finally:
         engine.dispose()
+
+
+async def _upgrade_server(url: URL) -> bool:
+    # What only our own driver's pool understands stays out of the address.
+    engine = create_async_engine(url.set(query={}), poolclass=NullPool)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            connection = await engine.connect()
+    except (DBAPIError, OSError, TimeoutError) as error:
+        await engine.dispose()
+        cause = getattr(error, "orig", None) or error
+        where = f"{url.host}:{url.port}" if url.port else url.host
+        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {cause}") from error
+    try:
+        if await connection.run_sync(_step_of_server) == HEAD:
+            return False
+        await _lock_server(connection, url.get_backend_name())
+        if await connection.run_sync(_step_of_server) == HEAD:
+            return False
+        await connection.run_sync(_run_steps)
+        await connection.commit()
+        return True
+    finally:
+        await connection.close()
+        await engine.dispose()
+
+
+async def _lock_server(connection: AsyncConnection, kind: str) -> None:
+    """Take the upgrade's lock; it goes with the connection."""
+    if kind == "postgresql":
+        await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK_NUMBER})"))
+    else:
+        await connection.execute(text(f"SELECT GET_LOCK('{_LOCK_NAME}', 600)"))
+    await connection.commit()
+
+
+def _step_of_server(connection: Connection) -> str | None:
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        connection.rollback()
+        return None
+    row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+    connection.rollback()
+    return str(row[0]) if row else None
+
+
+def _run_steps(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(
+            f"The database was made by a newer version of expediter ({error}): upgrade the program"
+        ) from error

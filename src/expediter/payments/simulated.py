@@ -1,13 +1,16 @@
 """A payment gateway that moves no money: for trying out, for tests, and for measuring.
 
 It honours idempotency keys. What it has charged it keeps in memory, or in a ledger file (one JSON line per charge
-or refund, appended), which survives a killed process and can be counted.
+or refund, appended), which survives a killed process, is shared by all processes that name it, and can be counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from urllib.parse import SplitResult, parse_qs
@@ -53,6 +56,7 @@ class SimulatedGateway:
         self._random = Random(seed)
         self._entries: dict[tuple[str, str], LedgerEntry] = {}
         self._ledger = -1
+        self._read = 0
         if ledger is not None:
             self._open_ledger(ledger)
 
@@ -76,22 +80,43 @@ class SimulatedGateway:
     def _open_ledger(self, path: Path) -> None:
         try:
             self._ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            for line in path.read_bytes().splitlines():
-                entry = msgspec.json.decode(line, type=LedgerEntry)
-                self._entries[entry.action, entry.key] = entry
+            self._read_ledger()
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigurationError(f"The ledger of PAYMENT_GATEWAY cannot be used: {error}") from error
+
+    def _read_ledger(self) -> None:
+        """Take note of what has been appended, by this process or another, since the last look."""
+        size = os.fstat(self._ledger).st_size
+        if size > self._read:
+            for line in os.pread(self._ledger, size - self._read, self._read).splitlines():
+                entry = msgspec.json.decode(line, type=LedgerEntry)
+                self._entries[entry.action, entry.key] = entry
+            self._read = size
+
+    @contextmanager
+    def _books(self) -> Iterator[dict[tuple[str, str], LedgerEntry]]:
+        """Give the entries, held still against other processes that share the ledger."""
+        if self._ledger < 0:
+            yield self._entries
+            return
+        fcntl.flock(self._ledger, fcntl.LOCK_EX)
+        try:
+            self._read_ledger()
+            yield self._entries
+        finally:
+            fcntl.flock(self._ledger, fcntl.LOCK_UN)
 
     async def charge(self, amount_minor: int, currency: str, *, idempotency_key: str, token: str | None) -> str:
         """See PaymentGateway."""
         await self._delay()
-        if ("charge", idempotency_key) in self._entries:
-            return _reference(idempotency_key)
-        if token == TOKEN_DECLINED:
-            raise PaymentDeclined("The card was declined (simulated)")
-        if token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
-            raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
-        self._enter(LedgerEntry("charge", idempotency_key, amount_minor, currency))
+        with self._books() as entries:
+            if ("charge", idempotency_key) in entries:
+                return _reference(idempotency_key)
+            if token == TOKEN_DECLINED:
+                raise PaymentDeclined("The card was declined (simulated)")
+            if token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
+                raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
+            self._enter(LedgerEntry("charge", idempotency_key, amount_minor, currency))
         if token == TOKEN_UNKNOWN:
             raise PaymentUnknown("The payment gateway did not answer (simulated)")
         return _reference(idempotency_key)
@@ -99,16 +124,18 @@ class SimulatedGateway:
     async def find(self, idempotency_key: str) -> str | None:
         """See PaymentGateway."""
         await self._delay()
-        return _reference(idempotency_key) if ("charge", idempotency_key) in self._entries else None
+        with self._books() as entries:
+            return _reference(idempotency_key) if ("charge", idempotency_key) in entries else None
 
     async def refund(self, idempotency_key: str) -> str:
         """See PaymentGateway."""
         await self._delay()
-        charged = self._entries.get(("charge", idempotency_key))
-        if charged is None:
-            raise PaymentDeclined("There is no charge under this key to refund (simulated)")
-        if ("refund", idempotency_key) not in self._entries:
-            self._enter(LedgerEntry("refund", idempotency_key, charged.amount_minor, charged.currency))
+        with self._books() as entries:
+            charged = entries.get(("charge", idempotency_key))
+            if charged is None:
+                raise PaymentDeclined("There is no charge under this key to refund (simulated)")
+            if ("refund", idempotency_key) not in entries:
+                self._enter(LedgerEntry("refund", idempotency_key, charged.amount_minor, charged.currency))
         return f"re_{idempotency_key}"
 
     async def close(self) -> None:
@@ -125,7 +152,7 @@ class SimulatedGateway:
     def _enter(self, entry: LedgerEntry) -> None:
         self._entries[entry.action, entry.key] = entry
         if self._ledger >= 0:
-            os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
+            self._read += os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
 
 
 def _reference(idempotency_key: str) -> str:

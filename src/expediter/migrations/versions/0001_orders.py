@@ -4,14 +4,19 @@ Revision ID: 0001
 Revises:
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
 
+MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
 #: The database itself holds a total against its lines: lines are written first, and neither changes later.
-TRIGGERS = (
+SQLITE_TRIGGERS = (
     """
     CREATE TRIGGER orders_total_is_the_sum_of_lines AFTER INSERT ON orders WHEN NEW.priced = 1
     BEGIN
@@ -34,6 +39,76 @@ TRIGGERS = (
     """,
 )
 
+POSTGRESQL_TRIGGERS = (
+    """
+    CREATE FUNCTION orders_total_is_the_sum_of_lines() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF EXISTS (
+            SELECT FROM placed WHERE priced = 1 AND total_minor IS DISTINCT FROM
+                (SELECT SUM(quantity * price_minor) FROM order_lines l WHERE l.order_id = placed.order_id)
+        ) THEN
+            RAISE EXCEPTION 'total_minor is not the sum of the lines';
+        END IF;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER orders_total_is_the_sum_of_lines AFTER INSERT ON orders
+    REFERENCING NEW TABLE AS placed FOR EACH STATEMENT EXECUTE FUNCTION orders_total_is_the_sum_of_lines()
+    """,
+    """
+    CREATE FUNCTION money_never_changes() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'the total and the lines of an order never change';
+    END $$
+    """,
+    """
+    CREATE TRIGGER orders_money_never_changes BEFORE UPDATE OF total_minor, currency, priced ON orders
+    FOR EACH ROW EXECUTE FUNCTION money_never_changes()
+    """,
+    """
+    CREATE TRIGGER order_lines_never_change BEFORE UPDATE ON order_lines
+    FOR EACH ROW EXECUTE FUNCTION money_never_changes()
+    """,
+)
+
+MYSQL_TRIGGERS = (
+    """
+    CREATE TRIGGER orders_total_is_the_sum_of_lines BEFORE INSERT ON orders FOR EACH ROW
+    BEGIN
+        IF NEW.priced = 1 AND NOT NEW.total_minor <=>
+            (SELECT SUM(quantity * price_minor) FROM order_lines WHERE order_id = NEW.order_id)
+        THEN
+            SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'total_minor is not the sum of the lines';
+        END IF;
+    END
+    """,
+    """
+    CREATE TRIGGER orders_money_never_changes BEFORE UPDATE ON orders FOR EACH ROW
+    BEGIN
+        IF NEW.total_minor <> OLD.total_minor OR NEW.currency <> OLD.currency OR NEW.priced <> OLD.priced THEN
+            SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the total of an order never changes';
+        END IF;
+    END
+    """,
+    """
+    CREATE TRIGGER order_lines_never_change BEFORE UPDATE ON order_lines FOR EACH ROW
+    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the lines of an order never change'
+    """,
+)
+
+TRIGGERS = {
+    "sqlite": SQLITE_TRIGGERS,
+    "postgresql": POSTGRESQL_TRIGGERS,
+    "mysql": MYSQL_TRIGGERS,
+    "mariadb": MYSQL_TRIGGERS,
+}
+
+#: On SQLite only a plain INTEGER key is the row number itself.
+_POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+#: JSON documents: an order of 2,000 lines is longer than the TEXT of MySQL.
+_DOCUMENT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
 
 def _make_orders() -> None:
     op.create_table(
@@ -48,7 +123,7 @@ def _make_orders() -> None:
         sa.Column("currency", sa.String(3), nullable=False),
         sa.Column("total_minor", sa.BigInteger(), nullable=False),
         sa.Column("priced", sa.SmallInteger(), nullable=False),
-        sa.Column("metadata", sa.Text(), nullable=False),
+        sa.Column("metadata", _DOCUMENT, nullable=False),
         sa.Column("payment_token", sa.String(256)),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -63,6 +138,7 @@ def _make_orders() -> None:
         sa.Column("last_error", sa.Text()),
         sa.CheckConstraint("total_minor >= 0", name="orders_total_not_negative"),
         sa.CheckConstraint("version >= 1", name="orders_version_counts_from_one"),
+        **MYSQL,
     )
     op.create_index("orders_by_age", "orders", ["created_at", "order_id"])
     op.create_index("orders_by_customer", "orders", ["customer_id", "created_at", "order_id"])
@@ -82,20 +158,20 @@ def _make_order_lines() -> None:
         sa.CheckConstraint("price_minor >= 0", name="order_lines_price_not_negative"),
         sa.CheckConstraint("quantity >= 1", name="order_lines_quantity_positive"),
         sqlite_with_rowid=False,
+        **MYSQL,
     )
 
 
 def _make_events() -> None:
     op.create_table(
         "events",
-        sa.Column(
-            "position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False
-        ),
+        sa.Column("position", _POSITION, primary_key=True, autoincrement=False),
         sa.Column("order_id", sa.String(64), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("type", sa.String(32), nullable=False),
-        sa.Column("data", sa.Text(), nullable=False),
+        sa.Column("data", _DOCUMENT, nullable=False),
+        **MYSQL,
     )
     op.create_index("events_by_order", "events", ["order_id", "number"], unique=True)
 
@@ -105,6 +181,7 @@ def _make_feed() -> None:
         "feed",
         sa.Column("feed_id", sa.SmallInteger(), primary_key=True, autoincrement=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
+        **MYSQL,
     )
 
 
@@ -120,6 +197,7 @@ def _make_jobs() -> None:
         sa.Column("claims", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("dead_at", sa.BigInteger()),
+        **MYSQL,
     )
     op.create_index("jobs_by_due", "jobs", ["kind", "due_at"])
 
@@ -139,6 +217,7 @@ def _make_payment_attempts() -> None:
         sa.Column("reference", sa.String(128)),
         sa.Column("error", sa.Text()),
         sqlite_with_rowid=False,
+        **MYSQL,
     )
 
 
@@ -149,8 +228,9 @@ def _make_idempotency_keys() -> None:
         sa.Column("fingerprint", sa.String(64), nullable=False),
         sa.Column("status_code", sa.SmallInteger(), nullable=False),
         sa.Column("headers", sa.Text(), nullable=False),
-        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("body", _DOCUMENT, nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        **MYSQL,
     )
     op.create_index("idempotency_keys_by_expiry", "idempotency_keys", ["expires_at"])
 
@@ -162,6 +242,7 @@ def _make_counters() -> None:
         sa.Column("slot", sa.SmallInteger(), primary_key=True, autoincrement=False),
         sa.Column("value", sa.BigInteger(), nullable=False),
         sqlite_with_rowid=False,
+        **MYSQL,
     )
 
 
@@ -171,6 +252,7 @@ def _make_deleted_orders() -> None:
         sa.Column("order_id", sa.String(64), primary_key=True),
         sa.Column("deleted_at", sa.BigInteger(), nullable=False),
         sqlite_with_rowid=False,
+        **MYSQL,
     )
 
 
@@ -182,6 +264,8 @@ def _make_circuit_breakers() -> None:
         sa.Column("open_until", sa.BigInteger()),
         sa.Column("probe_holder", sa.String(128)),
         sa.Column("probe_until", sa.BigInteger()),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        **MYSQL,
     )
 
 
@@ -197,7 +281,7 @@ def upgrade() -> None:
     _make_counters()
     _make_deleted_orders()
     _make_circuit_breakers()
-    for statement in TRIGGERS:
+    for statement in TRIGGERS[op.get_bind().dialect.name]:
         op.execute(statement)
     op.execute("INSERT INTO feed (feed_id, position) VALUES (1, 0)")
-    op.execute("INSERT INTO circuit_breakers (name, failures) VALUES ('payment', 0)")
+    op.execute("INSERT INTO circuit_breakers (name, failures, version) VALUES ('payment', 0, 0)")

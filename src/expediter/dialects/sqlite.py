@@ -1,8 +1,7 @@
-"""All that differs between databases: addresses, connections, transactions, bulk statements, foreign errors.
+"""SQLite: one file, one writer thread.
 
-A transaction is an async function over a `Connection`. On SQLite it runs to its end inside one thread without
-ever being suspended, so that a batch costs two thread switches and not two per statement
-(docs/decisions/002-sqlite-writer-thread.md).
+A transaction runs to its end inside the writer's thread without ever being suspended, so that a batch costs two
+thread switches and not two per statement (docs/decisions/002-sqlite-writer-thread.md).
 """
 
 from __future__ import annotations
@@ -13,22 +12,20 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
+from expediter.dialects import Row, T
+from expediter.dialects.statements import Compiler
 from expediter.errors import CommitUncertain, ConfigurationError, ConstraintViolated, DatabaseUnavailable
-
-T = TypeVar("T")
-Row = Sequence[Any]
 
 #: How long a writer waits for another process's write to end, in seconds.
 LOCK_WAIT_SECONDS = 5.0
@@ -41,50 +38,43 @@ CHECKPOINTER_ASKS_EVERY_COMMITS = 256
 #: Pages of log (4 KiB each) after which the log is folded into the database.
 CHECKPOINT_PAGES = 4_000
 
-_DIALECT = sqlite_dialect.dialect(paramstyle="qmark")
+_statements = Compiler(sqlite_dialect.dialect(paramstyle="pyformat"), lambda number: "?")
 
 
-def database_path(url: str) -> Path:
-    """Return the file that a `sqlite:///file.db` address names (four slashes: an absolute path).
+def database_path(url: URL) -> Path:
+    """Return the file that `sqlite:///file.db` names (four slashes: an absolute path).
 
-    Raises ConfigurationError for an address of another kind or with options, or of a database that would live in
-    memory only.
+    Raises ConfigurationError for an address with options, or of a database that would live in memory only.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise ConfigurationError(f"DATABASE_URL cannot be read: {error}") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise ConfigurationError(
-            f"DATABASE_URL names a {parsed.get_backend_name()} database; "
-            "this version stores orders in SQLite: sqlite:///expediter.db"
-        )
-    if not parsed.database or ":memory:" in parsed.database or parsed.query:
+    if not url.database or ":memory:" in url.database or url.query:
         raise ConfigurationError(
             "DATABASE_URL must name a SQLite file and nothing else; a database in memory would lose orders"
         )
-    return Path(parsed.database)
+    return Path(url.database)
 
 
-class Connection:
-    """One connection inside one transaction. Its methods are async but never suspend on SQLite."""
+class SqliteConnection:
+    """See Connection. Its methods are async but never suspend."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         """Wrap an open driver connection."""
         self._raw = raw
 
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
-        """Return the rows of a Core statement; a list value fills an expanding `IN`."""
-        text, arguments = _bind(statement, values)
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
         return self._raw.execute(text, arguments).fetchall()
 
     async def run(self, statement: Executable, **values: Any) -> int:
-        """Carry out a Core statement and return how many rows it changed."""
-        text, arguments = _bind(statement, values)
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
         return self._raw.execute(text, arguments).rowcount
 
-    async def insert(self, table: Table, rows: Sequence[Row], *, upsert: str = "") -> None:
-        """Insert rows (each as wide as the table), many in one statement; `upsert` is appended to it."""
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        self._insert(table, rows)
+
+    def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
         width = len(table.columns)
         step = VALUES_PER_STATEMENT_MAX // width
         row_marks = f"({','.join('?' * width)})"
@@ -95,51 +85,20 @@ class Connection:
             self._raw.execute(text, [value for row in part for value in row])
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
-        """Insert rows whose last column is a sum; where the key exists, add to it instead."""
+        """See Connection."""
         *key, value = (column.name for column in table.columns)
         upsert = f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {value} = {table.name}.{value} + excluded.{value}"
-        await self.insert(table, rows, upsert=upsert)
+        self._insert(table, rows, upsert)
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
-        """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
+        """See Connection."""
         changes = ", ".join(f"{column} = ?" for column in columns)
         where = " AND ".join(f"{key} = ?" for key in keys)
         self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows)
 
     async def now(self) -> int:
-        """Return the database's time in microseconds (SQLite has none of its own: this machine's)."""
+        """See Connection. SQLite has no clock of its own: this machine's."""
         return time.time_ns() // 1_000
-
-
-#: (text with one mark per expanding list, names of the values in order, defaults), by statement.
-_Compiled = tuple[str, list[str], dict[str, Any]]
-_compiled: dict[int, tuple[Executable, _Compiled]] = {}
-
-
-def _compile(statement: Executable) -> _Compiled:
-    # The statement is kept beside its text: an id is only unique while the object lives.
-    known = _compiled.get(id(statement))
-    if known is None:
-        compiled = statement.compile(dialect=_DIALECT)  # type: ignore[attr-defined]
-        known = (statement, (str(compiled), list(compiled.positiontup or ()), dict(compiled.params)))
-        if len(_compiled) < 512:
-            _compiled[id(statement)] = known
-    return known[1]
-
-
-def _bind(statement: Executable, values: dict[str, Any]) -> tuple[str, list[Any]]:
-    text, names, defaults = _compile(statement)
-    arguments: list[Any] = []
-    for name in names:
-        value = values[name] if name in values else defaults[name]
-        if isinstance(value, list):
-            # Lists are padded to a power of two with their last value: few texts, so few are prepared anew.
-            size = 1 << (len(value) - 1).bit_length()
-            text = text.replace(f"__[POSTCOMPILE_{name}]", ",".join("?" * size))
-            arguments += value + value[-1:] * (size - len(value))
-        else:
-            arguments.append(value)
-    return text, arguments
 
 
 def _drive(transaction: Coroutine[Any, Any, T]) -> T:
@@ -183,33 +142,30 @@ class SqliteDatabase:
         self._commits = 0
 
     def describe(self) -> str:
-        """Return the database in a few words, for people."""
+        """See Database."""
         return f"SQLite {sqlite3.sqlite_version}, {self.path}"
 
-    async def write(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` in a transaction that holds the write lock from its start, and commit it.
-
-        Raises what `work` raises (nothing is stored then), DatabaseUnavailable (nothing is stored),
-        ConstraintViolated (nothing is stored) or CommitUncertain. Cancelling the caller does not stop it.
-        """
+    async def write(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
+        """See Database. The transaction holds the write lock from its start, so it never collides."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
 
-    async def read(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` on one consistent snapshot. Raises DatabaseUnavailable."""
+    async def read(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
+        """See Database."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
-    def position_now(self) -> int:
-        """Return the position of the newest event that any process committed; takes some microseconds.
+    def position_reader(self) -> Callable[[], int] | None:
+        """See Database."""
+        return self._position_now
 
-        Called on the event loop's own thread: a WAL reader never waits for a writer.
-        """
+    def _position_now(self) -> int:
+        # On the event loop's own thread: a WAL reader never waits for a writer, and takes some microseconds.
         with _translated():
             if self._watch is None:
                 self._watch = self._connect(read_only=True)
             row = self._watch.execute("SELECT position FROM feed").fetchone()
         return int(row[0]) if row else 0
 
-    def _write(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    def _write(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
         with _translated():
             raw = self._write_connection
             if raw is None:
@@ -219,7 +175,7 @@ class SqliteDatabase:
             self._commits += 1
             raw.execute("BEGIN IMMEDIATE")
             try:
-                result = _drive(work(Connection(raw)))
+                result = _drive(work(SqliteConnection(raw)))
             except BaseException:
                 raw.rollback()
                 raise
@@ -238,14 +194,14 @@ class SqliteDatabase:
                 raise
             raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
 
-    def _read(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    def _read(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
         with _translated():
             raw: sqlite3.Connection | None = getattr(self._local, "connection", None)
             if raw is None:
                 raw = self._local.connection = self._connect(read_only=True)
             raw.execute("BEGIN")
             try:
-                return _drive(work(Connection(raw)))
+                return _drive(work(SqliteConnection(raw)))
             finally:
                 raw.rollback()
 
@@ -267,9 +223,9 @@ class SqliteDatabase:
         return raw
 
     async def durability_settings(self) -> dict[str, str]:
-        """Return what the open database says of the settings that decide on durability."""
+        """See Database."""
 
-        async def work(connection: Connection) -> dict[str, str]:
+        async def work(connection: SqliteConnection) -> dict[str, str]:
             raw = connection._raw
             return {
                 "journal_mode": str(raw.execute("PRAGMA journal_mode").fetchone()[0]),
@@ -279,7 +235,7 @@ class SqliteDatabase:
         return await self.write(work)
 
     async def close(self) -> None:
-        """Finish what runs, then close every connection."""
+        """See Database."""
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
@@ -314,16 +270,3 @@ class _CheckpointerLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-Transaction = Callable[[Connection], Awaitable[T]]
-
-
-def open_database(url: str) -> SqliteDatabase:
-    """Return the database that `url` names; nothing is opened yet. Raises ConfigurationError."""
-    path = database_path(url)
-    if not path.parent.is_dir():
-        raise ConfigurationError(
-            f"The folder of the database, {path.parent}, does not exist: create it, or change DATABASE_URL"
-        )
-    return SqliteDatabase(path)

@@ -1,0 +1,125 @@
+"""All that differs between databases: addresses, connections, transactions, bulk statements, foreign errors.
+
+A transaction is an async function over a `Connection`. It is begun, committed and, where the database says that
+it collided with another one, tried again in one place per database; what it does is written once, in `store.py`
+and its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Table
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.sql import Executable
+
+from expediter.errors import ConfigurationError
+
+T = TypeVar("T")
+#: A row as the drivers give and take it: whole numbers, text and None, in the order of the table's columns.
+Row = Sequence[Any]
+
+
+class Connection(Protocol):
+    """One connection inside one transaction."""
+
+    async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
+        """Return the rows of a Core statement; a list value fills an expanding `IN`."""
+
+    async def run(self, statement: Executable, **values: Any) -> int:
+        """Carry out a Core statement and return how many rows it changed."""
+
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """Insert rows, each as wide as the table, with as few statements as the database allows."""
+
+    async def add(self, table: Table, rows: Sequence[Row]) -> None:
+        """Insert rows whose last column is a sum; where the key exists, add to it instead."""
+
+    async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
+        """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
+
+    async def now(self) -> int:
+        """Return the database's time in microseconds since 1970: one clock for all processes."""
+
+
+Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
+
+
+class Database(Protocol):
+    """A database, and the connections to it."""
+
+    #: `power-safe` or `process-safe`: what an answered order survives.
+    durability: str
+
+    def describe(self) -> str:
+        """Return the database in a few words, for people; never its password."""
+
+    def position_reader(self) -> Callable[[], int] | None:
+        """Return what tells the position of the newest event at once, or None where that is a round trip."""
+
+    async def write(self, work: Transaction[T]) -> T:
+        """Run `work` in a transaction and commit it; a collision with another transaction runs it again.
+
+        Raises what `work` raises (nothing is stored then), DatabaseUnavailable (nothing is stored),
+        ConstraintViolated (nothing is stored) or CommitUncertain. Cancelling the caller does not stop it.
+        """
+
+    async def read(self, work: Transaction[T]) -> T:
+        """Run `work` on one consistent snapshot. Raises DatabaseUnavailable."""
+
+    async def durability_settings(self) -> dict[str, str]:
+        """Return what the database says of the settings that decide on durability."""
+
+    async def close(self) -> None:
+        """Finish what runs, then close every connection."""
+
+
+#: Every spelling that is understood, and the database that it means.
+_KINDS = {
+    "sqlite": "sqlite",
+    "postgres": "postgresql",
+    "postgresql": "postgresql",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+}
+
+
+def parse_url(address: str) -> tuple[str, URL]:
+    """Return which database an address means (`sqlite`, `postgresql`, `mysql`) and its parts.
+
+    A driver in the address (`postgresql+psycopg://`) is passed over: Expediter brings its own. Raises
+    ConfigurationError.
+    """
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(f"DATABASE_URL cannot be read: {error}") from error
+    kind = _KINDS.get(url.drivername.partition("+")[0])
+    if kind is None:
+        raise ConfigurationError(
+            f"DATABASE_URL begins with {url.drivername}://; it can begin with sqlite:///, postgresql:// or mysql://"
+        )
+    return kind, url
+
+
+def open_database(address: str) -> Database:
+    """Return the database that `address` names; nothing is opened yet. Raises ConfigurationError."""
+    kind, url = parse_url(address)
+    if kind == "postgresql":
+        from expediter.dialects.postgresql import PostgresDatabase
+
+        return PostgresDatabase(url)
+    if kind == "mysql":
+        from expediter.dialects.mysql import MysqlDatabase
+
+        return MysqlDatabase(url)
+    from expediter.dialects.sqlite import SqliteDatabase, database_path
+
+    path = database_path(url)
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"The folder of the database, {path.parent}, does not exist: create it, or change DATABASE_URL"
+        )
+    return SqliteDatabase(path)

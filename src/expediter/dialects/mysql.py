@@ -1,0 +1,208 @@
+"""MariaDB and MySQL through asyncmy: a pool that heals, many rows a statement, collisions tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncmy
+from asyncmy import errors as mysql_errors
+from sqlalchemy import Table
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import URL
+from sqlalchemy.sql import Executable
+
+from expediter.dialects import Row, T, Transaction
+from expediter.dialects.collisions import COLLISIONS_MAX, pause_after
+from expediter.dialects.statements import Compiler
+from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
+
+#: Connections of one process, at most.
+CONNECTIONS_MAX = 10
+#: Seconds that connecting may take.
+CONNECT_SECONDS_MAX = 5.0
+#: Rows in one statement, at most: `max_allowed_packet` is 16 MiB, and a long order's event is some 200 KiB.
+ROWS_PER_STATEMENT_MAX = 50
+
+_statements = Compiler(mysql.dialect(paramstyle="pyformat"), lambda number: "%s")
+#: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
+_COLLISIONS = frozenset({1213, 1205, 1020, 1062})
+#: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
+_REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
+_NOW = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
+
+
+class _Collision(Exception):
+    """The transaction collided with another one."""
+
+
+class MysqlConnection:
+    """See Connection."""
+
+    def __init__(self, cursor: Any) -> None:
+        """Wrap a cursor of a connection of the pool."""
+        self._cursor = cursor
+
+    async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
+        await self._cursor.execute(text, arguments)
+        return list(await self._cursor.fetchall())
+
+    async def run(self, statement: Executable, **values: Any) -> int:
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
+        return int(await self._cursor.execute(text, arguments))
+
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        await self._insert(table, rows)
+
+    async def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
+        marks = f"({', '.join(['%s'] * len(table.columns))})"
+        for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
+            part = rows[start : start + ROWS_PER_STATEMENT_MAX]
+            text = f"INSERT INTO {table.name} VALUES {', '.join([marks] * len(part))} {upsert}"
+            await self._cursor.execute(text, [value for row in part for value in row])
+
+    async def add(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        value = list(table.columns)[-1].name
+        await self._insert(table, rows, f"ON DUPLICATE KEY UPDATE {value} = {value} + VALUES({value})")
+
+    async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
+        """See Connection. There is no UPDATE of many rows from values here, so it joins with a made-up table."""
+        names = [*columns, *keys]
+        first = ", ".join(f"%s AS c{number}" for number in range(len(names)))
+        other = ", ".join(["%s"] * len(names))
+        changes = ", ".join(f"t.{name} = v.c{number}" for number, name in enumerate(columns))
+        on = " AND ".join(f"t.{name} = v.c{number}" for number, name in enumerate(keys, len(columns)))
+        for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
+            part = rows[start : start + ROWS_PER_STATEMENT_MAX]
+            made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (len(part) - 1))
+            text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
+            await self._cursor.execute(text, [value for row in part for value in row])
+
+    async def now(self) -> int:
+        """See Connection."""
+        await self._cursor.execute(_NOW)
+        return int((await self._cursor.fetchone())[0])
+
+
+class MysqlDatabase:
+    """A MariaDB or MySQL database (InnoDB); READ COMMITTED, with explicit locks and compare-and-set."""
+
+    durability = "power-safe"
+
+    def __init__(self, url: URL) -> None:
+        """Remember the address; nothing is opened yet."""
+        self._url = url
+        self._pool: Any = None
+        self._opening = asyncio.Lock()
+
+    def describe(self) -> str:
+        """See Database."""
+        return f"MariaDB/MySQL, {self._url.host or 'localhost'}/{self._url.database or ''}"
+
+    def position_reader(self) -> Callable[[], int] | None:
+        """See Database: here it would be a round trip."""
+        return None
+
+    async def write(self, work: Transaction[T]) -> T:
+        """See Database."""
+        for collisions in range(1, COLLISIONS_MAX + 1):
+            try:
+                async with self._connection() as raw:
+                    return await self._transaction(raw, work)
+            except _Collision as error:
+                if collisions == COLLISIONS_MAX:
+                    raise ConstraintViolated(str(error)) from error
+                await asyncio.sleep(pause_after(collisions, random.random()))
+        raise AssertionError("the last collision raises")
+
+    async def _transaction(self, raw: Any, work: Transaction[T]) -> T:
+        await raw.begin()
+        try:
+            async with raw.cursor() as cursor:
+                result = await work(MysqlConnection(cursor))
+        except BaseException:
+            if raw.connected:
+                await raw.rollback()
+            raise
+        try:
+            await raw.commit()
+        except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
+            raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
+        return result
+
+    async def read(self, work: Transaction[T]) -> T:
+        """See Database."""
+        async with self._connection() as raw, raw.cursor() as cursor:
+            await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+            try:
+                return await work(MysqlConnection(cursor))
+            finally:
+                if raw.connected:
+                    await raw.rollback()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            pool = await self._open()
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                raw = await pool.acquire()
+            try:
+                yield raw
+            finally:
+                pool.release(raw)
+        except (ExpediterError, _Collision):
+            raise
+        except (mysql_errors.MySQLError, OSError, TimeoutError) as error:
+            code = error.args[0] if error.args else 0
+            if code in _COLLISIONS:
+                raise _Collision(str(error)) from error
+            if code in _REFUSALS:
+                raise ConstraintViolated(str(error)) from error
+            text = str(error) or type(error).__name__
+            raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+
+    async def _open(self) -> Any:
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await asyncmy.create_pool(
+                        host=self._url.host or "localhost",
+                        port=self._url.port or 3306,
+                        user=self._url.username or "root",
+                        password=self._url.password or "",
+                        db=self._url.database,
+                        charset="utf8mb4",
+                        minsize=1,
+                        maxsize=CONNECTIONS_MAX,
+                        connect_timeout=CONNECT_SECONDS_MAX,
+                        autocommit=False,
+                        # Affected rows are those found, not those changed: compare-and-set counts on it.
+                        client_flag=2,
+                        init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+                    )
+        return self._pool
+
+    async def durability_settings(self) -> dict[str, str]:
+        """See Database."""
+        found = {}
+        async with self._connection() as raw, raw.cursor() as cursor:
+            for name in ("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite"):
+                await cursor.execute(f"SELECT @@GLOBAL.{name}")
+                found[name] = str((await cursor.fetchone())[0])
+            await raw.rollback()
+        return found
+
+    async def close(self) -> None:
+        """See Database."""
+        if self._pool is not None:
+            self._pool.close()
+            await self._pool.wait_closed()

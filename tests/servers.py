@@ -1,0 +1,203 @@
+"""Throwaway database servers for tests: on free ports, in folders of their own, ended by their pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncmy.errors
+import asyncpg
+import pytest
+
+#: Seconds that a server may take to start.
+START_SECONDS_MAX = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def missing(what: str) -> None:
+    """A server that is not installed: on a laptop its tests are skipped, in CI that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed: apt-get install {what}")
+
+
+def in_thread(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine to its end, whether or not an event loop runs here."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(work())).result()
+
+
+class Server:
+    """One running server; each test gets a database of its own in it."""
+
+    scheme: str
+    user: str
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.databases = 0
+        self.process = self.start()
+        self._wait()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        raise NotImplementedError
+
+    def query(self, database: str, statement: str) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def new_database(self) -> str:
+        """Make an empty database and return its address."""
+        self.databases += 1
+        name = f"orders_{self.databases}"
+        self.query(self.user, f"CREATE DATABASE {name}")
+        return f"{self.scheme}://{self.user}@127.0.0.1:{self.port}/{name}"
+
+    def restart(self) -> None:
+        self.process = self.start()
+        self._wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1):
+                    pass
+                self.query(self.user, "SELECT 1")
+                return
+            except (OSError, asyncpg.PostgresError, asyncmy.errors.MySQLError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise
+            time.sleep(0.05)
+
+    def log(self) -> Any:
+        return (self.folder / "server.log").open("ab")
+
+
+def newest(pattern: str) -> str | None:
+    found = sorted(Path("/").glob(pattern))
+    return str(found[-1]) if found else None
+
+
+class PostgresServer(Server):
+    scheme = "postgresql"
+    user = "postgres"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        program = shutil.which("postgres") or newest("usr/lib/postgresql/*/bin/postgres")
+        if program is None:
+            missing("postgresql")
+            raise AssertionError
+        # PostgreSQL refuses to run as root.
+        owner = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        if owner:
+            shutil.chown(self.folder, "postgres", "postgres")
+            for above in self.folder.parents:
+                if above.stat().st_uid == 0 and above.stat().st_mode & 0o001 == 0:
+                    above.chmod(above.stat().st_mode | 0o711)
+        data = self.folder / "data"
+        if not data.exists():
+            self._make(program, data, owner)
+        options = [f"-p{self.port}", f"-k{self.folder}", "-clisten_addresses=127.0.0.1", "-cmax_connections=60"]
+        with self.log() as log:
+            return subprocess.Popen(
+                [program, "-D", data, *options], stdout=log, stderr=log, cwd=self.folder, **owner
+            )
+
+    def _make(self, program: str, data: Path, owner: dict[str, str]) -> None:
+        subprocess.run(
+            [str(Path(program).with_name("initdb")), "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+            **owner,
+        )
+
+    def query(self, database: str, statement: str) -> Sequence[Any]:
+        async def work() -> Any:
+            raw = await asyncpg.connect(host="127.0.0.1", port=self.port, user=self.user, database=database)
+            try:
+                return [tuple(row) for row in await raw.fetch(statement)]
+            finally:
+                await raw.close()
+
+        found: Sequence[Any] = in_thread(work)
+        return found
+
+
+class MariadbServer(Server):
+    scheme = "mysql"
+    user = "root"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        program = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+        if program is None:
+            missing("mariadb-server")
+            raise AssertionError
+        data = self.folder / "data"
+        owner = "--user=root" if os.geteuid() == 0 else f"--user={os.environ.get('USER', 'nobody')}"
+        if not data.exists():
+            self._make(data, owner)
+        options = [
+            "--no-defaults",
+            f"--datadir={data}",
+            f"--port={self.port}",
+            f"--socket={self.folder / 'socket'}",
+            "--bind-address=127.0.0.1",
+            f"--pid-file={self.folder / 'pid'}",
+            owner,
+        ]
+        with self.log() as log:
+            return subprocess.Popen([program, *options], stdout=log, stderr=log)
+
+    def _make(self, data: Path, owner: str) -> None:
+        subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--datadir={data}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                owner,
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def query(self, database: str, statement: str) -> Sequence[Any]:
+        async def work() -> Any:
+            name = None if database == self.user else database
+            raw = await asyncmy.connect(host="127.0.0.1", port=self.port, user=self.user, db=name, autocommit=True)
+            try:
+                async with raw.cursor() as cursor:
+                    await cursor.execute(statement)
+                    return [tuple(row) for row in await cursor.fetchall()]
+            finally:
+                await raw.ensure_closed()
+
+        found: Sequence[Any] = in_thread(work)
+        return found

@@ -1,0 +1,167 @@
+"""Several processes on one database server: whose write counts, what readers see, and what a restart costs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from expediter.commands import CancelOrder
+from expediter.dialects import open_database, parse_url
+from expediter.errors import ConfigurationError, DatabaseUnavailable, DuplicateOrder
+from expediter.migrations import upgrade
+from expediter.orders import Line, Order
+from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
+from servers import MariadbServer, PostgresServer, Server
+from storing import Place, ask, claim, claimed, open_committer, place, rows
+
+SPELLINGS = {
+    "sqlite:///orders.db": "sqlite",
+    "postgres://u:p@h/d": "postgresql",
+    "postgresql://u:p@h:5433/d": "postgresql",
+    "postgresql+psycopg2://u@h/d": "postgresql",
+    "mysql://u:p@h/d": "mysql",
+    "mysql+pymysql://u:p@h/d": "mysql",
+    "mariadb://u:p@h/d": "mysql",
+}
+
+
+@pytest.mark.parametrize("address", SPELLINGS)
+def test_every_usual_spelling_is_understood(address: str) -> None:
+    """An address means the same database however its scheme is written."""
+    assert parse_url(address)[0] == SPELLINGS[address]
+
+
+@pytest.mark.parametrize("address", ["oracle://h/d", "postgres", "", "http://h/d"])
+def test_another_address_is_refused(address: str) -> None:
+    """An address of a database that is not supported is refused by the name of its setting."""
+    with pytest.raises(ConfigurationError, match="DATABASE_URL"):
+        parse_url(address)
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:secret@h/d", "mysql://u:secret@h/d"])
+def test_a_password_is_not_shown(address: str) -> None:
+    """What is said of a database never has its password."""
+    assert "secret" not in open_database(address).describe()
+
+
+def test_ten_upgrades_at_once_do_the_work_once(at: Place) -> None:
+    """Of ten processes that start together on an empty database one makes the tables, the others find them."""
+    with ThreadPoolExecutor(10) as threads:
+        done = list(threads.map(upgrade, [at.address] * 10))
+    assert done.count(True) == 1
+    assert rows(at, "SELECT count(*) FROM feed") == [(1,)]
+
+
+def answer(order: Order, lines: tuple[Line, ...]) -> Answer:
+    return Answer(201, {}, order.order_id)
+
+
+async def test_an_id_placed_by_two_processes_is_one_order(at: Place) -> None:
+    """When two processes place the same ids at once, each id is placed by exactly one of them."""
+    async with open_committer(at, slot=1) as one, open_committer(at, slot=2) as two:
+        outcomes = await asyncio.gather(
+            *(one.submit(place(f"A{number}")) for number in range(200)),
+            *(two.submit(place(f"A{number}")) for number in reversed(range(200))),
+        )
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds.count(Applied) == 200
+    assert kinds.count(DuplicateOrder) == 200
+    assert rows(at, "SELECT count(*) FROM orders") == [(200,)]
+    assert rows(at, "SELECT sum(value) FROM counters WHERE name = 'status:pending'") == [(200,)]
+
+
+async def test_a_key_used_at_two_processes_places_one_order(at: Place) -> None:
+    """When two processes get the same key at once, one places the order and the other answers the same."""
+    async with open_committer(at, slot=1) as one, open_committer(at, slot=2) as two:
+        for number in range(20):
+            key = IdempotencyKey(f"key-{number}", "print", 10**12)
+            outcomes = await asyncio.gather(
+                one.submit(Request(place(f"one-{number}").command, key, answer)),
+                two.submit(Request(place(f"two-{number}").command, key, answer)),
+            )
+            assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Applied", "Replayed"]
+            (replayed,) = (outcome for outcome in outcomes if isinstance(outcome, Replayed))
+            assert rows(at, f"SELECT count(*) FROM orders WHERE order_id = '{replayed.answer.body}'") == [(1,)]
+    assert rows(at, "SELECT count(*) FROM orders") == [(20,)]
+
+
+async def test_two_processes_never_claim_the_same_job(at: Place) -> None:
+    """Workers of two processes that claim at the same moment have no job in common, and leave none."""
+    async with open_committer(at, slot=1) as one, open_committer(at, slot=2) as two:
+        await ask(one, *(place(f"A{number:03}") for number in range(240)))
+        taken: list[str] = []
+        while len(taken) < 240:
+            claims = await asyncio.gather(
+                claimed(one, claim("one", 20)), claimed(two, claim("two", 20)), claimed(one, claim("three", 20))
+            )
+            taken += [job.order.order_id for each in claims for job in each.claimed]
+        assert len(set(taken)) == len(taken)
+    assert rows(at, "SELECT count(*) FROM payment_attempts") == [(240,)]
+
+
+async def test_changes_from_two_processes_add_up(at: Place) -> None:
+    """Two processes that change the same orders at once lose no change: rows, events and counters agree."""
+    chance = random.Random(5)
+    async with open_committer(at, slot=1) as one, open_committer(at, slot=2) as two:
+        await ask(one, *(place(f"A{number}") for number in range(60)))
+
+        async def cancel_some() -> None:
+            committer = chance.choice((one, two))
+            await ask(committer, *(Request(CancelOrder(order_id=f"A{chance.randrange(60)}")) for _ in range(4)))
+
+        await asyncio.gather(*(cancel_some() for _ in range(40)))
+    cancelled = rows(at, "SELECT count(*) FROM orders WHERE status = 'cancelled'")
+    assert rows(at, "SELECT count(*) FROM events WHERE type = 'order.cancelled'") == cancelled
+    assert rows(at, "SELECT sum(value) FROM counters WHERE name = 'status:cancelled'") == cancelled
+
+
+async def test_a_reader_of_the_feed_misses_nothing(at: Place) -> None:
+    """A reader that follows positions while two processes write sees each event once, in order, without a gap."""
+    async with open_committer(at, slot=1) as one, open_committer(at, slot=2) as two:
+        writing = asyncio.gather(
+            *(one.submit(place(f"one-{number}")) for number in range(300)),
+            *(two.submit(place(f"two-{number}")) for number in range(300)),
+        )
+        seen: list[int] = []
+        while len(seen) < 600:
+            after = seen[-1] if seen else 0
+            found = await asyncio.to_thread(
+                rows, at, f"SELECT position FROM events WHERE position > {after} ORDER BY position"
+            )
+            seen += [row[0] for row in found]
+            await asyncio.sleep(0)
+        await writing
+    assert seen == list(range(1, 601))
+
+
+SERVERS = {"postgresql": PostgresServer, "mariadb": MariadbServer}
+
+
+@pytest.fixture(params=SERVERS)
+def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that the test may stop."""
+    server = SERVERS[request.param](tmp_path_factory.mktemp(request.param))
+    yield server
+    server.stop()
+
+
+async def test_a_restarted_server_is_found_again(own_server: Server) -> None:
+    """While the server is away writes are refused as unavailable; once it is back they work by themselves."""
+    at = Place(own_server.new_database(), own_server)
+    async with open_committer(at) as committer:
+        await ask(committer, place("A1"))
+        await asyncio.to_thread(own_server.stop)
+        with pytest.raises(DatabaseUnavailable):
+            await committer.submit(place("A2"))
+        await asyncio.to_thread(own_server.restart)
+        outcomes: list[Outcome] = []
+        while not outcomes:
+            try:
+                outcomes = await ask(committer, place("A3"))
+            except DatabaseUnavailable:
+                await asyncio.sleep(0.01)
+    assert rows(at, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A3",)]
