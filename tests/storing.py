@@ -57,6 +57,14 @@ class Place:
         with closing(sqlite3.connect(self.address.removeprefix("sqlite:///"))) as raw:
             return raw.execute(statement).fetchall()
 
+    def change(self, statement: str) -> None:
+        """Change the database behind the program's back."""
+        if self.server is not None:
+            self.server.query(self.address.rpartition("/")[2], statement)
+            return
+        with closing(sqlite3.connect(self.address.removeprefix("sqlite:///"))) as raw, raw:
+            raw.execute(statement)
+
 
 @asynccontextmanager
 async def open_committer(

@@ -39,8 +39,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "migrations": CORE | {"schema", "dialects"},
     "rows": CORE | {"schema", "resilience"},
     "keys": CORE | {"schema", "dialects", "requests"},
-    "store": CORE | {"schema", "dialects", "rows", "keys", "requests", "resilience"},
-    "lookups": CORE | {"schema", "dialects", "rows", "requests", "resilience"},
+    "breakers": CORE | {"schema", "dialects", "rows", "requests", "resilience"},
+    "store": CORE | {"schema", "dialects", "rows", "keys", "breakers", "requests", "resilience"},
+    "lookups": CORE | {"schema", "dialects", "rows", "breakers", "requests", "resilience"},
     "maintenance": CORE | {"schema", "dialects", "keys", "requests"},
     "cache": CORE,
     "committer": CORE | {"dialects", "store", "maintenance", "cache", "requests"},
@@ -51,8 +52,20 @@ ALLOWED: dict[str, frozenset[str]] = {
     "worker": CORE | {"stages", "committer", "requests", "resilience"},
     "web": CORE
     | {"committer", "queries", "cache", "requests", "resilience", "documents", "samples", "settings", "__init__"},
+    "listener": CORE | {"web"},
     "service": CORE
-    | {"settings", "telemetry", "dialects", "migrations", "lookups", "cache", "committer", "queries", "requests"}
+    | {
+        "listener",
+        "settings",
+        "telemetry",
+        "dialects",
+        "migrations",
+        "lookups",
+        "cache",
+        "committer",
+        "queries",
+        "requests",
+    }
     | {"payments", "fulfilment", "stages", "worker", "web", "samples"},
     "testing": CORE,
     "cli": CORE | {"settings", "telemetry", "service", "__init__"},
@@ -61,7 +74,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 
 #: Who may import a part that one place alone is to know. `brokers/database` is one module of a room.
 _SQL = frozenset(
-    {"schema", "dialects", "store", "keys", "lookups", "maintenance", "migrations", "brokers/database"}
+    {"schema", "dialects", "store", "keys", "breakers", "lookups", "maintenance", "migrations", "brokers/database"}
 )
 OWNERS: dict[str, frozenset[str]] = {
     "sqlalchemy": _SQL,
@@ -69,7 +82,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "sqlite3": _SQL,
     "starlette": frozenset({"web"}),
     "offapi": frozenset({"web"}),
-    "uvicorn": frozenset({"service"}),
+    "uvicorn": frozenset({"service", "listener"}),
 }
 
 #: Rooms that count money or decide: no float may come to be here.
@@ -77,6 +90,8 @@ EXACT_ROOMS = CORE
 
 #: Where everything may be caught and not raised again: "module:function" -> the reason why.
 ALLOWED_LAST_RESORT: dict[str, str] = {
+    "service:_housekeep": "upkeep that fails once must not end for good; it is tried again a minute later",
+    "worker:Worker._claim": "a worker that is gone claims nothing ever again; it is logged and tried again",
     "committer:Committer._commit": "everyone in a broken transaction must hear of it, or they would wait for ever",
     "worker:Worker._attempt": "a stage that fails in an unforeseen way is counted, so that its order gets parked",
     "web/__init__:_Application.__call__": "a bug answers its own request with a 500; it is logged with its id",

@@ -115,6 +115,37 @@ async def test_a_failed_commit_is_not_trusted(store: Store) -> None:
     assert found is not None and found.version == 2
 
 
+async def test_a_position_that_a_failed_commit_expected_hides_nobody(store: Store) -> None:
+    """Others who reach the positions that a failed commit of ours had expected are noticed at each of them."""
+    cache = memory(store)
+    await cache.order("A1", store.load)
+    cache.expect_commit(0, 5)
+    cache.forget_commit()
+    await cache.order("A1", store.load)
+    for position in (1, 2, 3):
+        store.version, store.position = position + 1, position
+        found = await cache.order("A1", store.load)
+        assert found is not None and found.version == position + 1
+
+
+async def test_a_reader_after_another_process_s_change_joins_no_older_load(store: Store) -> None:
+    """Who asks after a foreign commit is not given what a load found that began before it."""
+    cache = memory(store)
+    await cache.order("other", store.load)
+    store.gate.clear()
+    before = asyncio.create_task(cache.order("A1", store.load))
+    while store.loads < 2:
+        await asyncio.sleep(0)
+    store.version, store.position = 2, 9
+    after = asyncio.create_task(cache.order("A1", store.load))
+    while store.loads < 3:
+        await asyncio.sleep(0)
+    store.gate.set()
+    await before
+    for found in (await after, await cache.order("A1", store.load)):
+        assert found is not None and found.version == 2
+
+
 async def test_readers_that_miss_together_load_once(store: Store) -> None:
     """A hundred readers of one missing order cost one read of the store."""
     cache = memory(store)

@@ -84,6 +84,17 @@ async def test_a_job_claimed_too_often_is_parked_and_the_others_go_on(at: Place)
         assert [job.order.order_id for job in (await claimed(committer)).claimed] == ["A0000"]
 
 
+async def test_an_order_that_cannot_be_read_holds_up_nobody(at: Place) -> None:
+    """An order whose row makes no sense is parked by the claim that meets it, and the others are claimed."""
+    async with open_committer(at) as committer:
+        await place_many(committer, 3)
+        at.change("UPDATE orders SET status = 'bogus' WHERE order_id = 'A0001'")
+        claims = await claimed(committer)
+        assert [job.order.order_id for job in claims.claimed] == ["A0000", "A0002"]
+        assert (await claimed(committer)).claimed == ()
+    assert rows(at, "SELECT order_id FROM jobs WHERE dead_at IS NOT NULL") == [("A0001",)]
+
+
 async def test_a_released_job_is_due_at_once(at: Place) -> None:
     """A job that is given back is claimed again without waiting, and costs the order no attempt."""
     async with open_committer(at) as committer:

@@ -111,7 +111,8 @@ class MemoryCache:
         self._position = after
 
     def forget_commit(self) -> None:
-        """See Cache."""
+        """See Cache. The expected position was never reached, or nobody knows: others may reach it now."""
+        self._position = 0
         self._trusted = False
 
     def retire(self, orders: Sequence[tuple[str, int]]) -> None:
@@ -140,12 +141,16 @@ class MemoryCache:
         if loading is None:
             loading = asyncio.ensure_future(self._load(order_id, load))
             self._loading[order_id] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(order_id, None))
         return await asyncio.shield(loading)
 
     async def _load(self, order_id: str, load: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
         epoch = self._epoch
-        entry = await load()
+        try:
+            entry = await load()
+        finally:
+            # At once, before anyone else runs: whoever comes from now on must not join a load that is over.
+            if self._loading.get(order_id) is asyncio.current_task():
+                del self._loading[order_id]
         retired = order_id in self._entries and self._entries[order_id][1].body is None
         if entry is not None and epoch == self._epoch and not retired:
             self._store(order_id, entry)
@@ -196,7 +201,7 @@ class MemoryCache:
         self._pages.clear()
 
     def _evict(self) -> None:
-        while self._bytes > BYTES_MAX or len(self._entries) > ENTRIES_MAX:
+        while self._bytes > BYTES_MAX or len(self._entries) + len(self._pages) > ENTRIES_MAX:
             if self._pages:
                 self._bytes -= len(self._pages.popitem(last=False)[1][1])
             else:
@@ -211,6 +216,7 @@ class MemoryCache:
             self._list_version += 1
             self._entries.clear()
             self._pages.clear()
+            self._loading.clear()
             self._bytes = 0
 
 

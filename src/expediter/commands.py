@@ -125,6 +125,7 @@ class FailJob(WorkerCommand, frozen=True, gc=False, kw_only=True):
 
 
 class ParkJob(WorkerCommand, frozen=True, gc=False, kw_only=True):
-    """Set a job aside for a person to look at."""
+    """Set a job aside for a person to look at; `outcome` is that of the call to the gateway, if one is open."""
 
     error: str
+    outcome: PaymentOutcome = PaymentOutcome.UNKNOWN

@@ -53,6 +53,9 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
+        self._stopping = False
+        #: Why the last transaction was not stored; None when it was.
+        self.failing: str | None = None
         self.commits = 0
         self.requests = 0
 
@@ -66,14 +69,11 @@ class Committer:
 
     async def stop(self) -> None:
         """Commit what was asked for so far, then stop."""
-        if self._task is None:
-            return
-        while self._queue:
+        if self._task is not None:
+            self._stopping = True
             self._wake.set()
-            await asyncio.wait([self._queue[-1].done])
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._task = None
+            await asyncio.wait([self._task])
+            self._task = None
 
     async def submit(self, request: Request) -> Outcome:
         """Carry out one request; see `submit_all`."""
@@ -104,11 +104,13 @@ class Committer:
         return done
 
     async def _run(self) -> None:
-        while True:
+        while self._queue or not self._stopping:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
                 await self._commit(self._next_batch())
+            if self._stopping:
+                self._wake.set()
 
     def _next_batch(self) -> list[_Group]:
         groups: list[_Group] = []
@@ -134,13 +136,15 @@ class Committer:
         except Exception as error:
             # Whatever broke the transaction: everyone in it must hear of it, or they would wait for ever.
             self._cache.forget_commit()
+            self.failing = str(error)
+            _fail(groups, error)
             if not isinstance(error, Unavailable):
                 log.exception("the transaction failed", requests=len(asked))
-            _fail(groups, error)
         else:
             self._succeed(groups, outcomes)
 
     def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+        self.failing = None
         self.commits += 1
         self.requests += len(outcomes)
         self._publish(outcomes)

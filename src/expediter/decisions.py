@@ -77,7 +77,7 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         case FailJob():
             _fail_job(draft, _held(draft, command, None), command)
         case ParkJob():
-            _park(draft, _held(draft, command, None), command.error)
+            _park(draft, _held(draft, command, None), command.error, command.outcome)
         case ChangeStatus():
             interventions.check_version(order, command.if_version)
             interventions.change_status(draft, command.status)
@@ -304,10 +304,12 @@ def _fail_job(draft: Draft, job: Job, command: FailJob) -> None:
     draft.job = replace(job, holder=None, due_at=draft.now + command.retry_in, failures=job.failures + 1)
 
 
-def _park(draft: Draft, job: Job, error: str) -> None:
+def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentOutcome.UNKNOWN) -> None:
     changes = Changes(last_error=error)
-    if draft.order.charging and job.kind is JobKind.CHARGE:
-        draft.end_attempt(PaymentOutcome.UNKNOWN, None, error)
-        changes = replace(changes, charging=False, payment_status=PaymentStatus.UNKNOWN)
+    if draft.order.charging:
+        draft.end_attempt(outcome, None, error)
+        changes = replace(changes, charging=False)
+        if job.kind is JobKind.CHARGE:
+            changes = replace(changes, payment_status=PaymentStatus.UNKNOWN)
     draft.change("job.parked", changes)
     draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)

@@ -117,10 +117,10 @@ class StaleLease(ExpediterError):
 
 
 class Unavailable(ExpediterError):
-    """Nothing was stored; the same request can be sent again."""
+    """It cannot be stored now; unless a subclass says otherwise, nothing was."""
 
-    #: What `Retry-After` says, in seconds.
-    retry_after_seconds = 1
+    #: What `Retry-After` says, in seconds; None where sending it again could do it twice.
+    retry_after_seconds: int | None = 1
 
 
 class Overloaded(Unavailable):
@@ -132,7 +132,9 @@ class DatabaseUnavailable(Unavailable):
 
 
 class CommitUncertain(Unavailable):
-    """The commit was sent but its outcome is not known; a repeat with the same key is safe."""
+    """The commit was sent but its outcome is not known; only a repeat with an Idempotency-Key is safe."""
+
+    retry_after_seconds = None
 
 
 class PaymentError(ExpediterError):

@@ -8,11 +8,12 @@ import msgspec
 from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
 
 from expediter import schema
+from expediter.breakers import SharedBreaker
 from expediter.dialects import Connection
 from expediter.orders import Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
 from expediter.requests import PageQuery
-from expediter.resilience import PAYMENT_BREAKER, Breaker
-from expediter.rows import read_breaker, read_line, read_order, read_order_and_job
+from expediter.resilience import Breaker
+from expediter.rows import read_line, read_order, read_order_and_job
 
 
 class HistoryRow(NamedTuple):
@@ -122,18 +123,21 @@ async def history(connection: Connection, order_id: str) -> list[HistoryRow] | N
     return [HistoryRow(*row) for row in rows]
 
 
-async def page(connection: Connection, query: PageQuery) -> list[tuple[Order, tuple[Line, ...]]]:
-    """Return up to `query.limit` orders with their lines, newest first."""
+async def page(connection: Connection, query: PageQuery) -> list[Order]:
+    """Return up to `query.limit` orders, newest first."""
     statement = _page_statement(query)
     values = msgspec.structs.asdict(query)
     values |= {"after_at": query.after and query.after[0], "after_id": query.after and query.after[1]}
     values["status"] = query.status.value if query.status else None
-    orders = [read_order(row) for row in await connection.fetch(statement, **values)]
-    lines: dict[str, list[Line]] = {order.order_id: [] for order in orders}
-    if orders:
-        for row in await connection.fetch(_LINES, ids=list(lines)):
-            lines[row[0]].append(read_line(row))
-    return [(order, tuple(lines[order.order_id])) for order in orders]
+    return [read_order(row) for row in await connection.fetch(statement, **values)]
+
+
+async def lines_of(connection: Connection, ids: list[str]) -> dict[str, list[Line]]:
+    """Return the lines of these orders (at least one), by order id."""
+    lines: dict[str, list[Line]] = {order_id: [] for order_id in ids}
+    for row in await connection.fetch(_LINES, ids=ids):
+        lines[row[0]].append(read_line(row))
+    return lines
 
 
 #: One compiled statement for each combination of filters that was asked for (at most 2**5).
@@ -209,10 +213,6 @@ async def queue_state(connection: Connection) -> QueueState:
     return QueueState(ready, scheduled, leased, dead, oldest)
 
 
-_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == PAYMENT_BREAKER)
-
-
 async def breaker(connection: Connection) -> Breaker:
     """Return the payment gateway's breaker."""
-    row = (await connection.fetch(_BREAKER))[0]
-    return read_breaker(row)
+    return await SharedBreaker(connection).read()

@@ -39,6 +39,9 @@ _EVERYTHING = (
     schema.counters,
     schema.deleted_orders,
 )
+_CLOSE_BREAKER = update(schema.circuit_breakers).values(
+    failures=0, open_until=None, probe_holder=None, probe_until=None, version=schema.circuit_breakers.c.version + 1
+)
 _COUNT_ORDERS = select(func.count()).select_from(schema.orders)
 _EMPTY = tuple(delete(table) for table in _EVERYTHING)
 
@@ -57,7 +60,7 @@ async def clear(
         if key.key in known:
             return replay_answer(key, known[key.key])
     orders = int((await connection.fetch(_COUNT_ORDERS))[0][0])
-    for statement in _EMPTY:
+    for statement in (*_EMPTY, _CLOSE_BREAKER):
         await connection.run(statement)
     if key is not None and word is not None:
         await keep_answers(connection, [(key, word(orders))], now)

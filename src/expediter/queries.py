@@ -20,6 +20,10 @@ from expediter.resilience import Breaker
 
 #: How often a waiting reader looks at the store for itself, in seconds: another process may have made the change.
 WAIT_LOOK_SECONDS = 0.25
+#: Bytes of the documents of one page, at most; the next page goes on from there.
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+#: Orders whose lines are read at once: each may have 2,000.
+ORDERS_PER_LOOK = 25
 #: Orders whose readers may wait at once; one more is answered at once.
 WAITERS_MAX = 10_000
 
@@ -101,11 +105,11 @@ class Queries:
         """Return a page of orders, newest first, and the exact total where the counters know it."""
 
         async def work(connection: Connection) -> Page:
-            found = await lookups.page(connection, msgspec.structs.replace(query, limit=query.limit + 1))
+            orders = await lookups.page(connection, msgspec.structs.replace(query, limit=query.limit + 1))
             total = None if query.filtered else _total(await lookups.counters(connection), query.status)
-            documents = [msgspec.Raw(order_document(order, lines)) for order, lines in found[: query.limit]]
-            more = len(found) > query.limit
-            last = found[query.limit - 1][0] if more else None
+            documents = await _documents(connection, orders[: query.limit])
+            more = len(orders) > len(documents)
+            last = orders[len(documents) - 1] if more else None
             return Page(documents, total, (last.created_at, last.order_id) if last else None)
 
         return await self._database.read(work)
@@ -157,6 +161,22 @@ def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
+
+
+async def _documents(connection: Connection, orders: Sequence[Order]) -> list[msgspec.Raw]:
+    """Return the documents of these orders, up to PAGE_BYTES_MAX but always one."""
+    documents: list[msgspec.Raw] = []
+    size = 0
+    for start in range(0, len(orders), ORDERS_PER_LOOK):
+        part = orders[start : start + ORDERS_PER_LOOK]
+        lines = await lookups.lines_of(connection, [order.order_id for order in part])
+        for order in part:
+            document = order_document(order, lines[order.order_id])
+            size += len(document)
+            if documents and size > PAGE_BYTES_MAX:
+                return documents
+            documents.append(msgspec.Raw(document))
+    return documents
 
 
 def _total(counters: dict[str, int], status: Status | None) -> int:

@@ -22,8 +22,9 @@ from expediter import lookups
 from expediter.cache import MemoryCache, NoCache, open_cache
 from expediter.committer import Committer
 from expediter.dialects import Database, open_database
-from expediter.errors import ConfigurationError, ExpediterError, Unavailable
+from expediter.errors import ConfigurationError, ExpediterError
 from expediter.fulfilment import Fulfiller, open_fulfiller
+from expediter.listener import CONNECTIONS_WAITING_MAX, BoundedProtocol, Server, address_of, listen
 from expediter.migrations import upgrade
 from expediter.orders import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
@@ -40,11 +41,6 @@ from expediter.worker import Worker
 COUNTER_SLOTS = 64
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
-#: Connections that may wait to be taken up.
-CONNECTIONS_WAITING_MAX = 4096
-#: Bytes of headers that a request may have (a longer one is answered 431, or cut off by the server).
-HEADER_BYTES_MAX = 32 * 1024
-
 log = structlog.get_logger(__name__)
 
 
@@ -166,7 +162,8 @@ async def _housekeep(committer: Committer) -> None:
     while True:
         try:
             removed = await committer.housekeep()
-        except Unavailable as error:
+        except Exception as error:
+            # Upkeep that fails once must not end for good.
             log.warning("expired idempotency keys could not be removed", error=str(error))
             removed = 0
         await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
@@ -184,8 +181,7 @@ async def serve(
             f"HOST={settings.host} can be reached from other machines and this service asks nobody for a key: "
             "bind to 127.0.0.1, or give --insecure if the network itself keeps strangers out"
         )
-    listener = _listen(settings)
-    address = "http://{}:{}".format(*listener.getsockname()[:2])
+    listener = listen(settings.host, settings.port)
     async with open_service(settings, working=working) as service:
         context = Context(
             settings=settings,
@@ -195,11 +191,12 @@ async def serve(
             durability=service.database.durability,
             database=service.database.describe(),
             working=working,
+            worker_alive=lambda: service.worker is None or service.worker.alive,
         )
         config = uvicorn.Config(
             create_app(context),
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -211,29 +208,15 @@ async def serve(
             backlog=CONNECTIONS_WAITING_MAX,
             # Passed to asyncio as it is, which takes fractions too.
             timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
-            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )
-        server = _Server(config)
+        server = Server(config)
         stopping = _on_signals(server, context, service)
         try:
-            announce(service, address)
+            announce(service, address_of(listener))
             await server.serve(sockets=[listener])
         finally:
             stopping()
             listener.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but signals are ours: it would end the process by the signal, where a drained stop is exit 0."""
-
-    def install_signal_handlers(self) -> None:
-        """Leave them to `_on_signals`."""
-
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        """Leave them to `_on_signals`."""
-        from contextlib import nullcontext
-
-        return nullcontext()
 
 
 def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> Callable[[], None]:
@@ -252,24 +235,6 @@ def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> C
             loop.remove_signal_handler(number)
 
     return forget
-
-
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        # From here on a connection waits instead of being refused, so the address may be announced.
-        listener.listen(CONNECTIONS_WAITING_MAX)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"{settings.host}:{settings.port} cannot be used ({error.strerror}): "
-            "stop what listens there, or set another PORT"
-        ) from error
-    listener.setblocking(False)
-    return listener
 
 
 async def work(settings: Settings, *, announce: Callable[[Service], None]) -> None:
@@ -301,7 +266,10 @@ async def seed(settings: Settings, count: int, advance: Callable[[int], None]) -
                 )
                 for _ in range(min(_SEEDS_PER_BATCH, count - start))
             ]
-            await service.committer.submit_patiently([Request(order) for order in orders])
+            outcomes = await service.committer.submit_patiently([Request(order) for order in orders])
+            for outcome in outcomes:
+                if isinstance(outcome, ExpediterError):
+                    raise outcome
             advance(len(orders))
 
 
@@ -346,7 +314,8 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
             )
             findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
     except ExpediterError as error:
-        findings.append(Finding("database", "failed", str(error)))
+        what = "settings" if isinstance(error, ConfigurationError) else "database"
+        findings.append(Finding(what, "failed", str(error)))
     if settings.admin_password is None:
         findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
     else:

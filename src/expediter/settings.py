@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     payment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated gateway")
     payment_retry_attempts: int = Field(3, ge=1, le=100, description="tries before payment_failed")
     circuit_breaker_failure_threshold: int = Field(5, ge=1, description="failures in a row that open the breaker")
-    circuit_breaker_recovery_seconds: float = Field(60, gt=0, description="seconds before the open breaker probes")
+    circuit_breaker_recovery_seconds: float = Field(
+        60, gt=0, le=86_400, description="seconds before the open breaker probes"
+    )
     fulfilment: str = Field("simulated", description="who carries orders out")
     fulfilment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
     fulfilment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
@@ -107,7 +109,10 @@ _ABSENT = ("REDIS_URL", "BROKER_URL", "RABBITMQ_HOST", "API_WORKERS", "ACCESS_LO
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` win over the environment. Raises ConfigurationError with the name."""
-    given = {**dotenv_values(_ENV_FILE), **os.environ}
+    try:
+        given = {**dotenv_values(_ENV_FILE), **os.environ}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{_ENV_FILE} cannot be read: {error}") from error
     for name in _ABSENT:
         if given.get(name):
             raise ConfigurationError(f"{name} is set, and this version has no such part: unset it")
@@ -128,6 +133,6 @@ def _secrets(given: Mapping[str, str | None]) -> dict[str, str]:
         if path and field.annotation == SecretStr | None:
             try:
                 found[name] = Path(path).read_text().strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(f"{name.upper()}_FILE cannot be read: {error}") from error
     return found

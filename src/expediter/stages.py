@@ -107,7 +107,7 @@ async def _refund(claimed: Claimed, tools: Tools) -> WorkerCommand:
     )
     if outcome is PaymentOutcome.DECLINED:
         error = f"the gateway refuses the refund: {error}"
-        return ParkJob(order_id=order.order_id, fence=job.fence, error=error)
+        return ParkJob(order_id=order.order_id, fence=job.fence, error=error, outcome=outcome)
     return RecordRefund(
         order_id=order.order_id,
         fence=job.fence,

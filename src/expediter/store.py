@@ -7,13 +7,14 @@ turn, and writes everything that came of it with a handful of statements, whatev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import bindparam, delete, select, update
 
 from expediter import schema
+from expediter.breakers import SharedBreaker
 from expediter.commands import ClaimJob, Command, PlaceOrder
 from expediter.decisions import decide
 from expediter.dialects import Connection, Row
@@ -21,7 +22,7 @@ from expediter.drafts import Decision
 from expediter.errors import DuplicateOrder, ExpediterError, StaleLease
 from expediter.events import Event
 from expediter.keys import Kept, keep_answers, load_answers, replay_answer
-from expediter.orders import Attempt, AttemptResult, Job, JobKind, Line, Order
+from expediter.orders import NEVER, Attempt, AttemptResult, Job, JobKind, Line, Order
 from expediter.requests import (
     Answer,
     Applied,
@@ -34,7 +35,7 @@ from expediter.requests import (
     ReportBreaker,
     Request,
 )
-from expediter.resilience import GATEWAY_KINDS, PAYMENT_BREAKER, Breaker
+from expediter.resilience import GATEWAY_KINDS, Breaker
 from expediter.rows import (
     ORDER_CHANGES,
     changed_order_row,
@@ -42,7 +43,6 @@ from expediter.rows import (
     line_row,
     order_counters,
     order_row,
-    read_breaker,
     read_line,
     read_order_and_job,
 )
@@ -77,21 +77,6 @@ _NEXT_DUE = (
     .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at > bindparam("now"))
     .order_by(schema.jobs.c.due_at)
     .limit(1)
-)
-_LOAD_BREAKER = select(schema.circuit_breakers).where(schema.circuit_breakers.c.name == bindparam("breaker"))
-_SAVE_BREAKER = (
-    update(schema.circuit_breakers)
-    .where(
-        schema.circuit_breakers.c.name == bindparam("breaker"),
-        schema.circuit_breakers.c.version == bindparam("known"),
-    )
-    .values(
-        failures=bindparam("new_failures"),
-        open_until=bindparam("new_open_until"),
-        probe_holder=bindparam("new_probe_holder"),
-        probe_until=bindparam("new_probe_until"),
-        version=schema.circuit_breakers.c.version + 1,
-    )
 )
 _REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
@@ -163,7 +148,7 @@ class _Batch:
         self.events: list[Event] = []
         self._attempts: list[Attempt] = []
         self._attempt_results: list[AttemptResult] = []
-        self._breaker: tuple[Breaker, int] | None = None
+        self._breaker = SharedBreaker(connection)
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
@@ -201,7 +186,7 @@ class _Batch:
         if isinstance(asked, ClaimDue):
             return await self._claim(asked)
         if isinstance(asked, ReportBreaker):
-            return await self._report(asked)
+            return await self._breaker.report(asked, self._now)
         try:
             if asked.key and asked.key.key in self._answers:
                 return replay_answer(asked.key, self._answers[asked.key.key])
@@ -266,46 +251,8 @@ class _Batch:
                 found[row[0]].append(read_line(row))
             self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
 
-    async def _load_breaker(self) -> tuple[Breaker, int]:
-        """Return the breaker and the version of its row."""
-        if self._breaker is None:
-            rows = await self._connection.fetch(_LOAD_BREAKER, breaker=PAYMENT_BREAKER)
-            self._breaker = (read_breaker(rows[0]), rows[0][5])
-        return self._breaker
-
-    async def _change_breaker(self, change: Callable[[Breaker], Breaker | None]) -> Breaker | None:
-        """Change the breaker as it is now, whoever else changes it; None where `change` says so of what it is."""
-        while True:
-            known, version = await self._load_breaker()
-            wanted = change(known)
-            if wanted is None or wanted == known:
-                return wanted
-            values = {f"new_{name}": value for name, value in msgspec.structs.asdict(wanted).items()}
-            if await self._connection.run(_SAVE_BREAKER, breaker=PAYMENT_BREAKER, known=version, **values):
-                self._breaker = (wanted, version + 1)
-                return wanted
-            self._breaker = None  # another process was first: look again
-
-    async def _report(self, asked: ReportBreaker) -> Breaker:
-        def change(breaker: Breaker) -> Breaker:
-            if asked.succeeded:
-                return breaker.after_success()
-            return breaker.after_failure(
-                self._now, threshold=asked.threshold, recovery=asked.recovery, probe=asked.probe
-            )
-
-        return await self._change_breaker(change) or Breaker()
-
-    async def _take_probe(self, holder: str) -> bool:
-        """Return whether this claim may send the one call that the open breaker lets through."""
-
-        def change(breaker: Breaker) -> Breaker | None:
-            return breaker.probing(holder, self._now) if breaker.may_probe(self._now) else None
-
-        return await self._change_breaker(change) is not None
-
     async def _claim(self, asked: ClaimDue) -> Claims:
-        breaker, _ = await self._load_breaker()
+        breaker = await self._breaker.read()
         claimed: list[Claimed] = []
         changed: list[Order] = []
         # What is furthest along goes first, so that a flood of new orders does not hold up those under way.
@@ -317,14 +264,15 @@ class _Batch:
                 limit = min(limit, int(probe))
             if limit > 0:
                 claimed += await self._claim_kind(asked, kind, limit, probe, changed)
-        breaker, _ = await self._load_breaker()
+        breaker = await self._breaker.read()
         return Claims(tuple(claimed), tuple(changed), breaker, await self._next_due(breaker), self._now)
 
     async def _claim_kind(
         self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
     ) -> list[Claimed]:
         rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
-        if probe and rows and not await self._take_probe(asked.holder):
+        rows = await self._readable(rows)
+        if probe and rows and not await self._breaker.take_probe(asked.holder, self._now):
             return []
         claimed = []
         for order_id in self._know(rows):
@@ -339,6 +287,20 @@ class _Batch:
             if applied.job is not None and applied.job.holder == asked.holder:
                 claimed.append(Claimed(applied.order, applied.job, probe))
         return claimed
+
+    async def _readable(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that can be read; an order whose row cannot is parked, so that it holds up nobody."""
+        readable, broken = [], []
+        for row in rows:
+            try:
+                read_order_and_job(row)
+                readable.append(row)
+            except (KeyError, TypeError, ValueError):
+                broken.append((None, NEVER, self._now, row[0]))
+        if broken:
+            columns = ("holder", "due_at", "dead_at")
+            await self._connection.update(schema.jobs, columns, ("order_id",), broken)
+        return readable
 
     async def _next_due(self, breaker: Breaker) -> int | None:
         due = []

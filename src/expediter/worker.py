@@ -27,6 +27,8 @@ CLAIMS_MAX = 5
 #: The idle worker looks for due jobs by itself; the pause grows from one to the other, in seconds.
 POLL_SECONDS_MIN = 0.02
 POLL_SECONDS_MAX = 0.5
+#: How long a stopping worker takes to give back what it could not finish, in seconds.
+GIVE_BACK_SECONDS_MAX = 2.0
 #: Pause before an outcome is handed in again after the database refused it, in seconds.
 HAND_IN_AGAIN_SECONDS = 0.2
 
@@ -57,6 +59,7 @@ class Worker:
         self._running: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._stopping = False
+        self._give_up = False
         self._breaker = Breaker()
 
     @property
@@ -81,16 +84,23 @@ class Worker:
             await asyncio.wait([self._loop])
         if self._running:
             await asyncio.wait(self._running, timeout=drain_seconds)
+        self._give_up = True
         for task in self._running:
             task.cancel()
         if self._running:
-            await asyncio.wait(self._running)
+            # What cannot be handed in now is found again when its lease ends.
+            await asyncio.wait(self._running, timeout=GIVE_BACK_SECONDS_MAX)
 
     def _notice(self, changes: Sequence[Applied]) -> None:
         for change in changes:
             if change.job is not None and change.job.holder is None:
                 self._wake.set()
                 return
+
+    @property
+    def alive(self) -> bool:
+        """Whether it claims, or was told to stop."""
+        return self._stopping or (self._loop is not None and not self._loop.done())
 
     async def _run(self) -> None:
         pause = POLL_SECONDS_MIN
@@ -102,8 +112,8 @@ class Worker:
                 pause = POLL_SECONDS_MIN
                 for claimed in claims.claimed:
                     self._spawn(claimed)
-                if len(claims.claimed) == free:
-                    continue
+            if claims is not None and len(claims.changed) >= max(free, 1):
+                continue  # there may be more, also where the claim itself was all that had to be done
             await self._rest(pause, claims)
             pause = min(pause * 2, POLL_SECONDS_MAX)
 
@@ -122,6 +132,10 @@ class Worker:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
             log.warning("jobs cannot be claimed now", error=str(error))
+            return None
+        except Exception:
+            # Whatever it is: the next claim may work, and a worker that is gone claims nothing ever again.
+            log.exception("jobs cannot be claimed now")
             return None
         assert isinstance(claims, Claims)
         self._breaker = claims.breaker
@@ -180,7 +194,7 @@ class Worker:
                 outcomes = await self._committer.submit_patiently(asked)
                 break
             except Unavailable as error:
-                if asyncio.get_running_loop().time() > until:
+                if self._give_up or asyncio.get_running_loop().time() > until:
                     log.warning(
                         "an outcome could not be stored; the job is found again", order_id=command.order_id
                     )

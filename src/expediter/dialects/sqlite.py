@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite as sqlite_dialect
@@ -140,6 +141,7 @@ class SqliteDatabase:
         self._watch: sqlite3.Connection | None = None
         self._checkpointer = _CheckpointerLock(path.with_name(path.name + "-checkpointer"))
         self._commits = 0
+        self._file: tuple[int, int] | None = None
 
     def describe(self) -> str:
         """See Database."""
@@ -173,6 +175,7 @@ class SqliteDatabase:
             if self._commits % CHECKPOINTER_ASKS_EVERY_COMMITS == 0 and self._checkpointer.acquire():
                 raw.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             self._commits += 1
+            self._check_file(raw)
             raw.execute("BEGIN IMMEDIATE")
             try:
                 result = _drive(work(SqliteConnection(raw)))
@@ -181,6 +184,17 @@ class SqliteDatabase:
                 raise
             self._commit(raw)
             return result
+
+    def _check_file(self, raw: sqlite3.Connection) -> None:
+        """Raise DatabaseUnavailable when the open file is no longer the one at its path."""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise DatabaseUnavailable(f"{self.path} is gone ({error.strerror}): restore it and restart") from error
+        if self._file is None:
+            self._file = (found.st_dev, found.st_ino)
+        elif self._file != (found.st_dev, found.st_ino):
+            raise DatabaseUnavailable(f"{self.path} was replaced by another file: restart the service")
 
     def _commit(self, raw: sqlite3.Connection) -> None:
         try:
@@ -206,8 +220,10 @@ class SqliteDatabase:
                 raw.rollback()
 
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
+        # mode=rw: a file that is gone is an error, never made anew without its orders.
         raw = sqlite3.connect(
-            self.path,
+            f"file:{quote(str(self.path))}?mode=rw",
+            uri=True,
             timeout=self._lock_wait_seconds,
             isolation_level=None,
             check_same_thread=False,

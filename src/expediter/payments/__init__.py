@@ -39,7 +39,10 @@ def open_gateway(
 
     Raises ConfigurationError for any other.
     """
-    parts = urlsplit(address if "://" in address else f"{address}://")
+    try:
+        parts = urlsplit(address if "://" in address else f"{address}://")
+    except ValueError as error:
+        raise ConfigurationError(f"PAYMENT_GATEWAY={address} cannot be read: {error}") from error
     if parts.scheme != "simulated":
         raise ConfigurationError(f"PAYMENT_GATEWAY={address} is not known; this version has: simulated")
     return SimulatedGateway.from_address(

@@ -152,8 +152,8 @@ def _too_slow() -> RequestRefused:
 
 
 def _stopping() -> RequestRefused:
-    headers = {"Connection": "close", "Retry-After": "1"}
-    return RequestRefused(503, "Unavailable", "The service stops; send the request again", headers)
+    error = "The service stops, and this request was not answered in time; it may have been carried out"
+    return RequestRefused(503, "Unavailable", error, {"Connection": "close"})
 
 
 def operations_document() -> dict[str, object]:

@@ -11,11 +11,11 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput
+from expediter.errors import ExpediterError, Fault, InvalidInput
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.context import Context
-from expediter.web.http import BODY_BYTES_MAX, Call, Reply, json_reply, to_json
+from expediter.web.http import BODY_BYTES_MAX, BODY_SECONDS_MAX, BodyTooSlow, Call, Reply, json_reply, to_json
 from expediter.web.operations import IDEMPOTENCY_KEY, Operation
 from expediter.web.orders import new_order_id
 from expediter.web.payloads import OrderBody, decode, place_order
@@ -25,6 +25,8 @@ from expediter.web.problems import FieldError, RequestRefused, status_of
 ROWS_MAX = 100_000
 #: Rows that are stored in one transaction, at most.
 ROWS_PER_GROUP = 250
+#: Rows after which other requests have their turn.
+ROWS_PER_TURN = 50
 #: Groups that wait for their transaction while the next rows are read.
 GROUPS_UNDER_WAY_MAX = 4
 
@@ -63,8 +65,11 @@ async def create_batch(call: Call, context: Context) -> Reply:
     if not streamed and not call.has_media_type("application/json"):
         raise RequestRefused(415, "Unsupported media type", "Send application/json or application/x-ndjson")
     intake = _Intake(call, context)
-    async for row in _lines_of(call) if streamed else _elements_of(await call.body()):
-        await intake.add(row)
+    try:
+        async for row in _lines_of(call) if streamed else _elements_of(await call.body()):
+            await intake.add(row)
+    except BodyTooSlow:
+        intake.end(408, f"nothing came for {BODY_SECONDS_MAX:g} seconds; the rows before this one were read")
     verdicts = await intake.finish()
     if streamed:
         lines = b"".join([to_json(verdict) + b"\n" for verdict in verdicts])
@@ -79,14 +84,15 @@ async def _elements_of(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def _lines_of(call: Call) -> AsyncIterator[bytes]:
+    """Yield the lines that are not blank; of one that is too long, its first bytes: enough to see that."""
     rest = b""
     async for chunk in call.chunks():
-        *lines, rest = (rest + chunk).split(b"\n")
+        *lines, last = chunk.split(b"\n")
         for line in lines:
-            if line.strip():
-                yield line
-        if len(rest) > BODY_BYTES_MAX:
-            raise BadRequest(f"A line has more than {BODY_BYTES_MAX} bytes")
+            whole, rest = rest + line, b""
+            if whole.strip():
+                yield whole
+        rest += last[: BODY_BYTES_MAX + 1 - len(rest)]
     if rest.strip():
         yield rest
 
@@ -103,10 +109,15 @@ class _Intake:
         self._under_way: deque[tuple[list[int], asyncio.Task[list[Outcome]]]] = deque()
 
     async def add(self, row: bytes) -> None:
-        if len(self._verdicts) == ROWS_MAX:
+        number = len(self._verdicts) + 1
+        if number > ROWS_MAX:
             await self.finish()
             raise InvalidInput([Fault("", f"has more than {ROWS_MAX} rows; the first {ROWS_MAX} are stored")])
-        number = len(self._verdicts) + 1
+        if number % ROWS_PER_TURN == 0:
+            await asyncio.sleep(0)  # others have their turn, also where every row is refused
+        if len(row) > BODY_BYTES_MAX:
+            self.end(413, f"has more than {BODY_BYTES_MAX} bytes")
+            return
         try:
             self._requests.append(self._read(row, number))
         except ExpediterError as error:
@@ -116,6 +127,10 @@ class _Intake:
         self._rows.append(number)
         if len(self._requests) == ROWS_PER_GROUP:
             await self._send()
+
+    def end(self, status: int, error: str) -> None:
+        """Add a verdict for a row that was not read."""
+        self._verdicts.append(Verdict(len(self._verdicts) + 1, status, error=error))
 
     def _read(self, row: bytes, number: int) -> Request:
         command = place_order(

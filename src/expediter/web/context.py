@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from expediter.cache import MemoryCache, NoCache
@@ -22,6 +23,7 @@ class Context:
     durability: str
     database: str
     working: bool
+    worker_alive: Callable[[], bool]
     draining: bool = False
 
     @property

@@ -104,6 +104,8 @@ class Call:
     async def body(self) -> bytes:
         """Return the whole body. Raises BodyTooLarge, BodyTooSlow, BadRequest if the client goes away."""
         message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("The client went away before its body was complete")
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             if len(body) > BODY_BYTES_MAX:

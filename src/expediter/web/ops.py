@@ -55,7 +55,8 @@ async def health(call: Call, context: Context) -> Reply:
     if database.status == "ok":
         parts["payment_gateway"] = await _gateway(context)
     statuses = {part.status for part in parts.values()}
-    verdict = "unhealthy" if database.status == "down" else "degraded" if statuses - {"ok"} else "healthy"
+    down = any(part.status == "down" for part in parts.values())
+    verdict = "unhealthy" if down else "degraded" if statuses - {"ok"} else "healthy"
     document = Health(verdict, __version__, context.durability, parts)
     reply = json_reply(503 if verdict == "unhealthy" else 200, document)
     if reply.status == 503:
@@ -69,6 +70,8 @@ async def _database(context: Context) -> Dependency:
         await context.queries.counters()
     except ExpediterError as error:
         return Dependency("down", str(error))
+    if context.committer.failing is not None:
+        return Dependency("down", f"{context.database}: the last write failed: {context.committer.failing}")
     return Dependency("ok", f"{context.database}, answered in {(time.perf_counter() - started) * 1000:.1f} ms")
 
 
@@ -80,6 +83,8 @@ def _cache(context: Context) -> Dependency:
 def _queue(context: Context) -> Dependency:
     if not context.working:
         return Dependency("ok", "the database; this process has no workers, `expediter work` starts some")
+    if not context.worker_alive():
+        return Dependency("down", "the database; the workers of this process have ended: restart it")
     return Dependency("ok", "the database; workers run in this process")
 
 

@@ -51,14 +51,20 @@ async def list_orders(call: Call, context: Context) -> Reply:
         "page_size",
     )
     wanted, cursor = _page_query(given)
-    word = partial(_word_page, wanted=wanted, cursor=cursor)
+    by_number = "page" in given or "offset" in given
+    word = partial(_word_page, wanted=wanted, cursor=cursor, by_number=by_number)
     if cursor or wanted.filtered or wanted.status:
         return Reply(200, word(await context.queries.page(wanted)), [JSON])
-    body = await context.queries.cached_page(f"{wanted.limit}:{wanted.offset}", wanted, word)
+    key = f"{wanted.limit}:{wanted.offset if by_number else 'first'}"
+    body = await context.queries.cached_page(key, wanted, word)
     return Reply(200, body, [JSON])
 
 
-def _word_page(page: Page, *, wanted: PageQuery, cursor: bool) -> bytes:
+def _word_page(page: Page, *, wanted: PageQuery, cursor: bool, by_number: bool) -> bytes:
+    if by_number and page.after is not None and len(page.documents) < wanted.limit:
+        # The page was cut short: whoever counts on would pass over the rest of it.
+        error = f"these orders are too large for one page: ask for at most {len(page.documents)}, or use a cursor"
+        raise InvalidInput([Fault("limit", error)])
     whole = not cursor and wanted.offset % wanted.limit == 0
     return to_json(
         {

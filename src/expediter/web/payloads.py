@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -17,6 +19,8 @@ from expediter.orders import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_o
 
 #: How deep a body may be nested.
 DEPTH_MAX = 32
+#: Faults that one refusal names, at most.
+FAULTS_MAX = 100
 #: Limits of `metadata`: entries, and characters of a key and of a text.
 METADATA_ENTRIES_MAX = 50
 
@@ -214,7 +218,7 @@ def _diagnose(body: bytes, kind: type[Any], first: Exception) -> BadRequest | In
     except BadRequest as error:
         return error
     faults = _unclean(plain, "") or _faults(body, kind, "") + _misspelt(plain, "")
-    return InvalidInput(faults or [_fault("", first)])
+    return InvalidInput(faults[:FAULTS_MAX] or [_fault("", first)])
 
 
 def _plain(body: bytes) -> Any:
@@ -313,11 +317,11 @@ def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
         (inner,) = get_args(struct)
         try:
             elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
-            found = [
+            found = _first(
                 fault
-                for index, element in enumerate(elements[:LINES_MAX])
+                for index, element in enumerate(elements)
                 for fault in _faults(bytes(element), inner, f"{pointer}/{index}")
-            ]
+            )
             if found:
                 return found
         except msgspec.ValidationError:
@@ -326,11 +330,11 @@ def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
         try:
             entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
             inner = get_args(struct)[1]
-            found = [
+            found = _first(
                 fault
                 for key, entry in entries.items()
                 for fault in _faults(bytes(entry), inner, f"{pointer}/{_shown(key)}")
-            ]
+            )
             if found:
                 return found
         except msgspec.ValidationError:
@@ -342,9 +346,14 @@ def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
     return []
 
 
+def _first(faults: Iterable[Fault]) -> list[Fault]:
+    return list(islice(faults, FAULTS_MAX))
+
+
 def _struct_faults(fields: dict[str, msgspec.Raw], struct: type[msgspec.Struct], pointer: str) -> list[Fault]:
     hints = get_type_hints(struct, include_extras=True)
-    faults = [Fault(f"{pointer}/{_shown(name)}", "is not a known field") for name in fields if name not in hints]
+    unknown = (name for name in fields if name not in hints)
+    faults = _first(Fault(f"{pointer}/{_shown(name)}", "is not a known field") for name in unknown)
     for field in msgspec.structs.fields(struct):
         if field.name in fields:
             faults += _faults(bytes(fields[field.name]), hints[field.name], f"{pointer}/{field.name}")

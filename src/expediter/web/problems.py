@@ -96,7 +96,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         order_id=error.order_id if isinstance(error, DuplicateOrder) else None,
         legal=list(error.legal) if isinstance(error, IllegalTransition) else None,
     )
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
     if isinstance(error, RequestRefused):
         headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
