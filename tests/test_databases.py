@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from expediter.migrations import upgrade
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from servers import MariadbServer, PostgresServer, Server
+from serving import environment
 from storing import Place, ask, claim, claimed, open_committer, place, rows
 
 SPELLINGS = {
@@ -165,3 +170,35 @@ async def test_a_restarted_server_is_found_again(own_server: Server) -> None:
             except DatabaseUnavailable:
                 await asyncio.sleep(0.01)
     assert rows(at, "SELECT order_id FROM orders ORDER BY order_id") == [("A1",), ("A3",)]
+
+
+def doctor(folder: Path, address: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run `doctor --json` and return its exit status, and its findings by what they are about."""
+    run = subprocess.run(
+        [sys.executable, "-m", "expediter", "doctor", "--json"],
+        cwd=folder,
+        env=environment(folder, DATABASE_URL=address),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return run.returncode, {finding["what"]: finding for finding in json.loads(run.stdout)}
+
+
+def test_doctor_reads_the_durability_of_each_database(folder: Path, at: Place) -> None:
+    """On a database as it is installed, `doctor` says power-safe and names the settings that make it so."""
+    status, findings = doctor(folder, at.address)
+    assert status == 0
+    assert findings["durability"]["verdict"] == "ok"
+    assert findings["durability"]["detail"].startswith("power-safe: ")
+
+
+def test_doctor_finds_a_database_that_is_not_power_safe(folder: Path, postgresql: Server) -> None:
+    """Where commits do not wait for the disk, `doctor` fails and names the setting."""
+    address = postgresql.new_database()
+    name = address.rpartition("/")[2]
+    postgresql.query("postgres", f"ALTER DATABASE {name} SET synchronous_commit = off")
+    status, findings = doctor(folder, address)
+    assert status == 1
+    assert "synchronous_commit is off" in findings["durability"]["detail"]

@@ -323,16 +323,17 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
 
 
 async def _examine_database(service: Service, findings: list[Finding]) -> None:
-    found = await service.database.durability_settings()
-    safe = found == {"journal_mode": "wal", "synchronous": "2"}
-    findings.append(Finding("database", "ok", service.database.describe()))
-    findings.append(
-        Finding(
-            "durability",
-            "ok" if safe else "failed",
-            f"{service.database.durability}: WAL, synchronous=FULL" if safe else f"not power-safe: {found}",
-        )
-    )
+    database = service.database
+    found = await database.durability_settings()
+    wrong = [
+        f"{name} is {found[name]}, not {want}" for name, want in database.power_safe.items() if found[name] != want
+    ]
+    said = ", ".join(f"{name}={value}" for name, value in found.items())
+    findings.append(Finding("database", "ok", database.describe()))
+    if wrong:
+        findings.append(Finding("durability", "failed", f"process-safe only: {'; '.join(wrong)}"))
+    else:
+        findings.append(Finding("durability", "ok", f"{database.durability}: {said}"))
     state, _ = await service.queries.queue()
     verdict = "warning" if state.dead else "ok"
     text = f"{state.ready} ready, {state.scheduled} scheduled, {state.leased} leased, {state.dead} parked"

@@ -7,7 +7,7 @@ and its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Table
@@ -50,8 +50,10 @@ Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
 class Database(Protocol):
     """A database, and the connections to it."""
 
-    #: `power-safe` or `process-safe`: what an answered order survives.
+    #: What an answered order survives when the settings are as they are in `power_safe`.
     durability: str
+    #: The settings, by name, that make a commit survive a power cut.
+    power_safe: Mapping[str, str]
 
     def describe(self) -> str:
         """Return the database in a few words, for people; never its password."""
@@ -70,7 +72,7 @@ class Database(Protocol):
         """Run `work` on one consistent snapshot. Raises DatabaseUnavailable."""
 
     async def durability_settings(self) -> dict[str, str]:
-        """Return what the database says of the settings that decide on durability."""
+        """Return what the database says of the settings that decide on durability, by their names."""
 
     async def close(self) -> None:
         """Finish what runs, then close every connection."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -96,6 +96,7 @@ class MysqlDatabase:
     """A MariaDB or MySQL database (InnoDB); READ COMMITTED, with explicit locks and compare-and-set."""
 
     durability = "power-safe"
+    power_safe: Mapping[str, str] = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1"}
 
     def __init__(self, url: URL) -> None:
         """Remember the address; nothing is opened yet."""
@@ -195,7 +196,7 @@ class MysqlDatabase:
         """See Database."""
         found = {}
         async with self._connection() as raw, raw.cursor() as cursor:
-            for name in ("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite"):
+            for name in self.power_safe:
                 await cursor.execute(f"SELECT @@GLOBAL.{name}")
                 found[name] = str((await cursor.fetchone())[0])
             await raw.rollback()

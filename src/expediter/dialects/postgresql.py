@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -104,6 +104,7 @@ class PostgresDatabase:
     """A PostgreSQL database; READ COMMITTED, with explicit locks and compare-and-set."""
 
     durability = "power-safe"
+    power_safe: Mapping[str, str] = {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"}
 
     def __init__(self, url: URL) -> None:
         """Remember the address; nothing is opened yet."""

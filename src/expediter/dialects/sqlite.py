@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +128,7 @@ class SqliteDatabase:
     """A SQLite file: one writer thread, a few reader threads, WAL with synchronous=FULL."""
 
     durability = "power-safe"
+    power_safe: Mapping[str, str] = {"journal_mode": "wal", "synchronous": "2"}
 
     def __init__(self, path: Path, *, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Name the file; nothing is opened yet. Another process's write is waited for `lock_wait_seconds`."""
