@@ -55,7 +55,7 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
-	$(BIN)/python examples/online_retail.py
+	$(BIN)/python examples/online_retail.py $(ARGS)
 
 .PHONY: bench-intake
 bench-intake: $(DEV_LOCK) $(PROJECT) ## Measure how many orders a second are taken in

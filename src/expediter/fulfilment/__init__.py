@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
+from urllib.parse import parse_qsl
 
 from expediter.errors import ConfigurationError
 from expediter.fulfilment.simulated import SimulatedFulfiller
@@ -26,7 +27,23 @@ class Fulfiller(Protocol):
 
 
 def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) -> SimulatedFulfiller:
-    """Return the fulfiller that `address` names: `simulated`. Raises ConfigurationError for any other."""
-    if address != "simulated":
-        raise ConfigurationError(f"FULFILMENT={address} is not known; this version has: simulated")
-    return SimulatedFulfiller(latency_ms_min=latency_ms_min, latency_ms_max=latency_ms_max)
+    """Return the fulfiller that `address` names: `simulated`, or `simulated://?success_rate=0.9&seed=7`.
+
+    Raises ConfigurationError for any other.
+    """
+    scheme, _, options = address.partition("://")
+    try:
+        given = dict(parse_qsl(options.removeprefix("?"), strict_parsing=True)) if options else {}
+        success_rate, seed = float(given.pop("success_rate", "1")), given.pop("seed", None)
+        if scheme != "simulated" or given or not 0 <= success_rate <= 1:
+            raise ValueError(address)
+        return SimulatedFulfiller(
+            success_rate=success_rate,
+            latency_ms_min=latency_ms_min,
+            latency_ms_max=latency_ms_max,
+            seed=None if seed is None else int(seed),
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"FULFILMENT={address} is not known; this version has: simulated, simulated://?success_rate=0.9&seed=7"
+        ) from error
