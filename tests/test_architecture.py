@@ -92,7 +92,7 @@ EXACT_ROOMS = CORE
 ALLOWED_LAST_RESORT: dict[str, str] = {
     "service:_housekeep": "upkeep that fails once must not end for good; it is tried again a minute later",
     "worker:Worker._claim": "a worker that is gone claims nothing ever again; it is logged and tried again",
-    "committer:Committer._commit": "everyone in a broken transaction must hear of it, or they would wait for ever",
+    "committer:Committer._run": "everyone in a broken batch must hear of it, and the next one must be carried out",
     "worker:Worker._attempt": "a stage that fails in an unforeseen way is counted, so that its order gets parked",
     "web/__init__:_Application.__call__": "a bug answers its own request with a 500; it is logged with its id",
 }

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,47 @@ async def test_a_commit_of_unknown_outcome_is_looked_up(folder: Path, takes_plac
         ("A2", "cancelled"),
     ]
     assert rows(folder, "SELECT count(*), max(position) FROM events") == [(3, 3)]
+
+
+class OnceBrokenDatabase(SqliteDatabase):
+    """A database whose first write fails in a way that nobody foresaw."""
+
+    broken = True
+
+    async def write(self, work: Any) -> Any:
+        if self.broken:
+            self.broken = False
+            raise RuntimeError("a bug")
+        return await super().write(work)
+
+
+async def test_an_unforeseen_error_fails_its_batch_and_no_other(folder: Path) -> None:
+    """Whoever is in a batch that breaks hears of it; what is asked for afterwards is stored."""
+    async with open_committer(folder, database=OnceBrokenDatabase(folder / "orders.db")) as committer:
+        with pytest.raises(RuntimeError):
+            await committer.submit(place("A1"))
+        assert committer.failing == "a bug"
+        await applied(committer, place("A2"))
+        assert committer.failing is None
+    assert rows(folder, "SELECT order_id FROM orders") == [("A2",)]
+
+
+async def test_an_error_while_a_commit_is_looked_up_ends_nothing(folder: Path) -> None:
+    """If looking a lost commit up fails in turn, its callers hear of it and the next batch is stored."""
+
+    class Doubly(UncertainDatabase):
+        lookups = 0
+
+        async def write(self, work: Any) -> Any:
+            self.lookups += 1
+            if self.lookups == 2:
+                raise RuntimeError("a bug")
+            return await super().write(work)
+
+    async with open_committer(folder, database=Doubly(folder / "orders.db")) as committer:
+        with pytest.raises(RuntimeError):
+            await committer.submit(place("A1"))
+        await applied(committer, place("A2"))
 
 
 async def test_a_key_used_twice_at_once_places_one_order(at: Place) -> None:

@@ -108,7 +108,13 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                await self._commit(self._next_batch())
+                groups = self._next_batch()
+                try:
+                    await self._commit(groups)
+                except Exception as error:
+                    # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
+                    self._give_up(groups, error)
+                    log.exception("a batch failed")
             if self._stopping:
                 self._wake.set()
 
@@ -133,15 +139,15 @@ class Committer:
         except ConstraintViolated as error:
             self._cache.forget_commit()
             await self._divide(groups, error)
-        except Exception as error:
-            # Whatever broke the transaction: everyone in it must hear of it, or they would wait for ever.
-            self._cache.forget_commit()
-            self.failing = str(error)
-            _fail(groups, error)
-            if not isinstance(error, Unavailable):
-                log.exception("the transaction failed", requests=len(asked))
+        except Unavailable as error:
+            self._give_up(groups, error)
         else:
             self._succeed(groups, outcomes)
+
+    def _give_up(self, groups: list[_Group], error: Exception) -> None:
+        self._cache.forget_commit()
+        self.failing = str(error)
+        _fail(groups, error)
 
     def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
         self.failing = None
@@ -173,7 +179,7 @@ class Committer:
                 break
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
-                    _fail(groups, uncertain)
+                    self._give_up(groups, uncertain)
                     return
                 await asyncio.sleep(SETTLE_AGAIN_SECONDS)
         if committed:

@@ -41,6 +41,7 @@ from expediter.worker import Worker
 COUNTER_SLOTS = 64
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
+
 log = structlog.get_logger(__name__)
 
 

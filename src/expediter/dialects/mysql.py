@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.dialects import Row, T, Transaction
-from expediter.dialects.collisions import COLLISIONS_MAX, pause_after
+from expediter.dialects.collisions import until_it_does_not_collide
 from expediter.dialects.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
 
@@ -114,15 +113,12 @@ class MysqlDatabase:
 
     async def write(self, work: Transaction[T]) -> T:
         """See Database."""
-        for collisions in range(1, COLLISIONS_MAX + 1):
-            try:
-                async with self._connection() as raw:
-                    return await self._transaction(raw, work)
-            except _Collision as error:
-                if collisions == COLLISIONS_MAX:
-                    raise ConstraintViolated(str(error)) from error
-                await asyncio.sleep(pause_after(collisions, random.random()))
-        raise AssertionError("the last collision raises")
+
+        async def once() -> T:
+            async with self._connection() as raw:
+                return await self._transaction(raw, work)
+
+        return await until_it_does_not_collide(once, (_Collision,))
 
     async def _transaction(self, raw: Any, work: Transaction[T]) -> T:
         await raw.begin()
