@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import MariadbServer, PostgresServer, Server
+from servers import MariadbServer, PostgresServer, RedisServer, Server
 from serving import Serving
 from storing import Place
 
@@ -85,6 +85,14 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A MariaDB server of the session's own."""
     server = MariadbServer(tmp_path_factory.mktemp("mariadb"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of the session's own, which no test stops."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
 

@@ -1,4 +1,4 @@
-"""Throwaway database servers for tests: on free ports, in folders of their own, ended by their pid."""
+"""Throwaway servers for tests: on free ports, in folders of their own, ended by their pid."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import asyncmy.errors
 import asyncpg
 import pytest
+import redis
 
 #: Seconds that a server may take to start.
 START_SECONDS_MAX = 60.0
@@ -201,3 +202,35 @@ class MariadbServer(Server):
 
         found: Sequence[Any] = in_thread(work)
         return found
+
+
+class RedisServer(Server):
+    """A Redis without persistence, as Debian's users would start it for a cache; each test gets a database."""
+
+    scheme = "redis"
+    user = ""
+    options: tuple[str, ...] = ("--save", "", "--appendonly", "no")
+
+    def start(self) -> subprocess.Popen[bytes]:
+        program = shutil.which("redis-server")
+        if program is None:
+            missing("redis-server")
+            raise AssertionError
+        bound = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--databases", "1000"]
+        with self.log() as log:
+            return subprocess.Popen([program, *bound, *self.options], stdout=log, stderr=log)
+
+    def query(self, database: str, statement: str) -> Sequence[Any]:
+        """Return what `redis-cli` would: the answer to one command, its words parted by spaces."""
+        if statement == "SELECT 1":
+            statement = "PING"
+        with redis.Redis(port=self.port, db=int(database or 0), decode_responses=True, protocol=2) as client:
+            try:
+                found: Sequence[Any] = client.execute_command(*statement.split())
+            except redis.ConnectionError as error:
+                raise OSError(str(error)) from error
+            return found
+
+    def new_database(self) -> str:
+        self.databases += 1
+        return f"redis://127.0.0.1:{self.port}/{self.databases}"

@@ -241,26 +241,10 @@ def test_a_setting_that_makes_no_sense_is_named(folder: Path, name: str, value: 
     assert_refused(run(folder, "serve", **{name: value}), name)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("REDIS_URL", "redis://localhost:6379/0"),
-        ("BROKER_URL", "amqp://localhost"),
-        ("RABBITMQ_HOST", "localhost"),
-        ("API_WORKERS", "4"),
-        ("ACCESS_LOG_FILE", "access.log"),
-        ("INTAKE", "queued"),
-    ],
-)
-def test_settings_of_absent_parts_are_refused(folder: Path, name: str, value: str) -> None:
-    """A setting for a part that is not there is refused, not passed over."""
-    assert_refused(run(folder, "serve", **{name: value}), name)
-
-
-def test_settings_of_absent_parts_are_refused_in_the_file_too(folder: Path) -> None:
-    """A setting in `.env` for a part that is not there is refused like one in the environment."""
-    (folder / ".env").write_text("REDIS_URL=redis://localhost:6379/0\n")
-    assert_refused(run(folder, "serve"), "REDIS_URL")
+def test_queued_intake_asks_for_a_broker_and_a_redis(folder: Path) -> None:
+    """INTAKE=queued is refused without a broker, and without a Redis that keeps what is not stored yet."""
+    assert_refused(run(folder, "serve", INTAKE="queued"), "INTAKE=queued", "BROKER_URL")
+    assert_refused(run(folder, "serve", INTAKE="queued", RABBITMQ_HOST="localhost"), "REDIS_URL")
 
 
 def test_settings_come_from_a_file_too(folder: Path) -> None:

@@ -14,6 +14,7 @@ ExpediterError
 ├── Unavailable            nothing was stored; try again
 │   ├── Overloaded         the intake queue is full
 │   ├── DatabaseUnavailable
+│   ├── BrokerUnavailable  the broker cannot be used now
 │   └── CommitUncertain    the commit was sent, its outcome is not known
 ├── PaymentError           what a payment gateway may answer besides success
 │   ├── PaymentDeclined    definite: no money moved, and none will with this key
@@ -129,6 +130,10 @@ class Overloaded(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """The database cannot take the write now (locked, full, gone)."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be used now (gone, full, not answering in time)."""
 
 
 class CommitUncertain(Unavailable):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -24,6 +25,16 @@ from expediter.orders import Stages
 
 #: Where settings may stand besides the environment.
 _ENV_FILE = ".env"
+#: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
+#: %(s)s status, %(B)s bytes, %(M)s milliseconds.
+ACCESS_LOG_FORMAT = '%(h)s - - %(t)s "%(r)s" %(s)s %(B)s %(M)s'
+
+
+class Intake(StrEnum):
+    """Where an order is safe when its client is answered: in the database, or first in the broker."""
+
+    DIRECT = "direct"
+    QUEUED = "queued"
 
 
 def _currency(code: str) -> str:
@@ -43,13 +54,32 @@ class Settings(BaseSettings):
     db_pass: SecretStr | None = Field(None, description="its password")
     db_name: str = Field("", description="its name")
     db_path: str = Field("", description="the same as a plain path to a SQLite file")
+    redis_url: str = Field(
+        "", repr=False, description="cache shared by all processes: redis:// or rediss://; default: in memory"
+    )
+    broker_url: str = Field(
+        "", repr=False, description="redis://, rediss://, amqp:// or amqps://; default: the database is the queue"
+    )
+    rabbitmq_host: str = Field("", description="the host of a RabbitMQ broker, instead of BROKER_URL")
+    rabbitmq_port: int | None = Field(None, ge=1, le=65535, description="its port; default 5672, with TLS 5671")
+    rabbitmq_user: str = Field("guest", description="its user")
+    rabbitmq_password: SecretStr | None = Field(None, description="its password; default guest")
+    rabbitmq_queue_name: str = Field(
+        "orders", pattern="^[A-Za-z0-9._-]{1,100}$", description="the RabbitMQ queue of commands"
+    )
+    mq_use_ssl: bool = Field(False, description="true: talk to RABBITMQ_HOST by TLS")
+    intake: Intake = Field(Intake.DIRECT, description="direct, or queued: answer 202 from the broker")
+    temp_order_cache_ttl: float = Field(
+        60, ge=1, le=86_400, description="seconds that a queued order stays at temp_order:{id} once it is stored"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     stages: Stages = Field(Stages.PAYMENT_FULFILMENT, description="the road of new orders")
     default_currency: Annotated[str, AfterValidator(_currency)] = Field(
         "USD", description="ISO 4217 code of orders that name none"
     )
-    worker_count: int = Field(4, ge=1, le=256, description="workers in a serving process")
+    api_workers: int = Field(1, ge=1, le=64, description="serving processes")
+    worker_count: int = Field(4, ge=1, le=256, description="workers in a process; with up: working processes")
     worker_concurrency: int = Field(25, ge=1, le=1000, description="jobs that one worker runs at once")
     lease_seconds: float = Field(30, ge=1, le=3600, description="seconds a worker may keep a job without a word")
     orders_cache_ttl: float = Field(30, gt=0, description="seconds that a cached read is kept")
@@ -73,6 +103,9 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING, ERROR"
     )
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json")
+    run_dir: str = Field("run", description="folder for the pid and log files of up")
+    access_log_file: str = Field("", description="file for one line per request; - is stderr")
+    access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the line's form, as in gunicorn")
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Settings:
@@ -80,7 +113,27 @@ class Settings(BaseSettings):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if low > high:
                 raise ValueError(f"{name.upper()}_MIN is above {name.upper()}_MAX")
+        if self.intake is Intake.QUEUED:
+            if not self.broker:
+                raise ValueError("INTAKE=queued needs a broker: set BROKER_URL or RABBITMQ_HOST")
+            if not self.temporary_orders:
+                raise ValueError("INTAKE=queued keeps orders at temp_order:{id} in Redis: set REDIS_URL")
         return self
+
+    @property
+    def broker(self) -> str:
+        """The broker's address: BROKER_URL, or the parts in RABBITMQ_HOST and its like; empty: the database."""
+        if self.broker_url or not self.rabbitmq_host:
+            return self.broker_url
+        password = self.rabbitmq_password.get_secret_value() if self.rabbitmq_password else "guest"
+        port = self.rabbitmq_port or (5671 if self.mq_use_ssl else 5672)
+        scheme = "amqps" if self.mq_use_ssl else "amqp"
+        return f"{scheme}://{quote(self.rabbitmq_user, safe='')}:{quote(password, safe='')}@{self.rabbitmq_host}:{port}/"
+
+    @property
+    def temporary_orders(self) -> str:
+        """The address of the Redis that keeps queued orders: REDIS_URL, or a broker that is a Redis."""
+        return self.redis_url or (self.broker if self.broker.startswith(("redis:", "rediss:", "unix:")) else "")
 
     @property
     def database(self) -> str:
@@ -103,21 +156,12 @@ class Settings(BaseSettings):
             return False
 
 
-#: Settings of parts that this version does not have; to ignore them would be to break a promise.
-_ABSENT = ("REDIS_URL", "BROKER_URL", "RABBITMQ_HOST", "API_WORKERS", "ACCESS_LOG_FILE")
-
-
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` win over the environment. Raises ConfigurationError with the name."""
     try:
         given = {**dotenv_values(_ENV_FILE), **os.environ}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{_ENV_FILE} cannot be read: {error}") from error
-    for name in _ABSENT:
-        if given.get(name):
-            raise ConfigurationError(f"{name} is set, and this version has no such part: unset it")
-    if (given.get("INTAKE") or "direct") != "direct":
-        raise ConfigurationError("INTAKE must be direct: this version has no broker to queue orders in")
     try:
         return Settings(**(_secrets(given) | overrides))
     except ValidationError as error:
