@@ -72,6 +72,11 @@ class Server:
         self.process = self.start()
         self._wait()
 
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
     def stop(self) -> None:
         self.process.terminate()
         try:

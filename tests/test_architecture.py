@@ -43,7 +43,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "store": CORE | {"schema", "dialects", "rows", "keys", "breakers", "requests", "resilience"},
     "lookups": CORE | {"schema", "dialects", "rows", "breakers", "requests", "resilience"},
     "maintenance": CORE | {"schema", "dialects", "keys", "requests"},
-    "cache": CORE,
+    "gathering": CORE,
+    "redis_client": CORE,
+    "cache": CORE | {"gathering", "redis_client"},
     "committer": CORE | {"dialects", "store", "maintenance", "cache", "requests"},
     "queries": CORE | {"dialects", "lookups", "cache", "documents", "requests", "resilience"},
     "payments": CORE,
@@ -82,6 +84,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "sqlite3": _SQL,
     "starlette": frozenset({"web"}),
     "offapi": frozenset({"web"}),
+    "redis": frozenset({"redis_client", "cache", "brokers"}),
     "uvicorn": frozenset({"service", "listener"}),
 }
 

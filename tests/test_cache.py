@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from expediter.cache import ENTRIES_MAX, Entry, MemoryCache, NoCache
+from expediter.cache import Cache, Entry, NoCache, open_cache
+from expediter.cache.memory import ENTRIES_MAX, MemoryCache
+from expediter.cache.redis import RedisCache
+from servers import RedisServer
 
 Load = Callable[[], Awaitable[Entry | None]]
 
@@ -19,18 +22,19 @@ class Store:
         self.version = 1
         self.position = 0
         self.loads = 0
+        self.whole = True
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def load(self) -> Entry | None:
         self.loads += 1
-        entry = Entry(self.version, b"version %d" % self.version)
+        entry = Entry(self.version, b'"version %d"' % self.version)
         await self.gate.wait()
         return entry
 
-    async def load_page(self) -> bytes:
+    async def load_page(self) -> tuple[bytes, bool]:
         self.loads += 1
-        return b"page %d" % self.version
+        return b"page %d" % self.version, self.whole
 
 
 @pytest.fixture
@@ -38,45 +42,63 @@ def store() -> Store:
     return Store()
 
 
+@pytest.fixture(params=["memory", "redis"])
+async def cache(request: pytest.FixtureRequest, store: Store) -> AsyncIterator[Cache]:
+    """Each kind of cache in turn."""
+    url = ""
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        url = server.new_database()
+    opened = await open_cache(url=url, disabled=False, ttl_seconds=30, position_now=lambda: store.position)
+    yield opened
+    await opened.close()
+
+
+async def settle(cache: Cache) -> None:
+    """Wait until what a miss has loaded is kept: Redis is told after the reader has been answered."""
+    if isinstance(cache, RedisCache):
+        await cache.settle()
+
+
 def memory(store: Store, ttl_seconds: float = 30) -> MemoryCache:
     return MemoryCache(ttl_seconds=ttl_seconds, position_now=lambda: store.position)
 
 
-async def test_a_second_read_does_not_reach_the_store(store: Store) -> None:
+async def test_a_second_read_does_not_reach_the_store(cache: Cache, store: Store) -> None:
     """What was read once is answered from memory, and both are counted."""
-    cache = memory(store)
     first = await cache.order("A1", store.load)
+    await settle(cache)
     assert await cache.order("A1", store.load) == first
     assert store.loads == 1
     assert cache.counts() == {"hits": 1, "misses": 1}
 
 
-async def test_a_change_retires_the_entry(store: Store) -> None:
+async def test_a_change_retires_the_entry(cache: Cache, store: Store) -> None:
     """After a commit of this process the next read sees the new version."""
-    cache = memory(store)
     await cache.order("A1", store.load)
     store.version, store.position = 2, 1
-    cache.expect_commit(0, 1)
-    cache.retire([("A1", 2)])
+    await cache.expect_commit(0, 1, [("A1", 2)])
+    await cache.retire([("A1", 2)])
     found = await cache.order("A1", store.load)
     assert found is not None and found.version == 2
 
 
-async def test_a_load_that_began_before_a_change_is_not_kept(store: Store) -> None:
+async def test_a_load_that_began_before_a_change_is_not_kept(cache: Cache, store: Store) -> None:
     """A reader that was under way during a commit cannot put the older version back."""
-    cache = memory(store)
     store.gate.clear()
     slow = asyncio.create_task(cache.order("A1", store.load))
     while not store.loads:
         await asyncio.sleep(0)
     store.version, store.position = 2, 1
-    cache.expect_commit(0, 1)
-    cache.retire([("A1", 2)])
+    await cache.expect_commit(0, 1, [("A1", 2)])
+    await cache.retire([("A1", 2)])
     during = asyncio.create_task(cache.order("A1", store.load))
     while store.loads < 2:
         await asyncio.sleep(0)
     store.gate.set()
     await slow
+    await during
+    await settle(cache)
     for found in (await during, await cache.order("A1", store.load)):
         assert found is not None and found.version == 2
 
@@ -96,9 +118,9 @@ async def test_another_process_s_change_between_two_of_ours_is_noticed(store: St
     """A foreign commit is noticed even if this process commits again before anyone reads."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    cache.expect_commit(0, 1)
+    await cache.expect_commit(0, 1, [("A1", 2)])
     store.version = 2
-    cache.expect_commit(5, 6)
+    await cache.expect_commit(5, 6, [("A1", 2)])
     store.position = 6
     found = await cache.order("A1", store.load)
     assert found is not None and found.version == 2
@@ -108,8 +130,8 @@ async def test_a_failed_commit_is_not_trusted(store: Store) -> None:
     """After a commit that failed the cache does not mistake a foreign position for its own."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    cache.expect_commit(0, 3)
-    cache.forget_commit()
+    await cache.expect_commit(0, 3, [("A1", 2)])
+    cache.forget_commit(final=True)
     store.version, store.position = 2, 3
     found = await cache.order("A1", store.load)
     assert found is not None and found.version == 2
@@ -119,8 +141,8 @@ async def test_a_position_that_a_failed_commit_expected_hides_nobody(store: Stor
     """Others who reach the positions that a failed commit of ours had expected are noticed at each of them."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    cache.expect_commit(0, 5)
-    cache.forget_commit()
+    await cache.expect_commit(0, 5, [("A1", 2)])
+    cache.forget_commit(final=True)
     await cache.order("A1", store.load)
     for position in (1, 2, 3):
         store.version, store.position = position + 1, position
@@ -163,7 +185,7 @@ async def test_a_reader_that_goes_away_does_not_take_the_others_with_it(store: S
         await asyncio.sleep(0)
     first.cancel()
     store.gate.set()
-    assert await second == Entry(1, b"version 1")
+    assert await second == Entry(1, b'"version 1"')
 
 
 async def test_an_entry_ends_with_its_time(store: Store) -> None:
@@ -174,9 +196,8 @@ async def test_an_entry_ends_with_its_time(store: Store) -> None:
     assert store.loads == 2
 
 
-async def test_a_missing_order_is_not_remembered(store: Store) -> None:
+async def test_a_missing_order_is_not_remembered(cache: Cache, store: Store) -> None:
     """That there is no such order is asked of the store every time."""
-    cache = memory(store)
     loads = 0
 
     async def nothing() -> Entry | None:
@@ -189,14 +210,14 @@ async def test_a_missing_order_is_not_remembered(store: Store) -> None:
     assert loads == 2
 
 
-async def test_every_write_retires_the_lists(store: Store) -> None:
+async def test_every_write_retires_the_lists(cache: Cache, store: Store) -> None:
     """A page is answered from memory until any order changes."""
-    cache = memory(store)
     await cache.page("50:0", store.load_page)
+    await settle(cache)
     assert await cache.page("50:0", store.load_page) == b"page 1"
     store.version, store.position = 2, 1
-    cache.expect_commit(0, 1)
-    cache.retire([("another", 1)])
+    await cache.expect_commit(0, 1, [("A1", 2)])
+    await cache.retire([("another", 1)])
     assert await cache.page("50:0", store.load_page) == b"page 2"
     assert store.loads == 2
 
@@ -221,3 +242,41 @@ async def test_without_a_cache_every_read_reaches_the_store(store: Store) -> Non
     await cache.page("50:0", store.load_page)
     assert store.loads == 3
     assert cache.counts() == {"hits": 0, "misses": 3}
+
+
+async def test_a_page_that_was_cut_short_is_not_kept(cache: Cache, store: Store) -> None:
+    """A page that its reader may not keep is loaded again for the next one."""
+    store.whole = False
+    await cache.page("50:0", store.load_page)
+    await settle(cache)
+    await cache.page("50:0", store.load_page)
+    assert store.loads == 2
+
+
+async def test_a_reset_forgets_everything(cache: Cache, store: Store) -> None:
+    """After a reset, which also moves the position, orders and pages are loaded again."""
+    await cache.order("A1", store.load)
+    await cache.page("50:0", store.load_page)
+    await settle(cache)
+    store.position = 1
+    await cache.reset()
+    await cache.order("A1", store.load)
+    await cache.page("50:0", store.load_page)
+    assert store.loads == 4
+
+
+async def test_a_failed_commit_leaves_the_order_readable(cache: Cache, store: Store) -> None:
+    """An order that was retired for a commit that failed is loaded again, and kept again once it has changed."""
+    await cache.order("A1", store.load)
+    await settle(cache)
+    await cache.expect_commit(0, 1, [("A1", 2)])
+    cache.forget_commit(final=True)
+    assert (found := await cache.order("A1", store.load)) is not None and found.version == 1
+    await cache.expect_commit(0, 1, [("A1", 2)])
+    store.version, store.position = 2, 1
+    await cache.retire([("A1", 2)])
+    await cache.order("A1", store.load)
+    await settle(cache)
+    loads = store.loads
+    assert (found := await cache.order("A1", store.load)) is not None and found.version == 2
+    assert store.loads == loads

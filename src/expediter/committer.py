@@ -134,26 +134,26 @@ class Committer:
         try:
             outcomes = await self._database.write(partial(self._apply, asked))
         except CommitUncertain as error:
-            self._cache.forget_commit()
+            self._cache.forget_commit(final=False)
             await self._settle(groups, error)
         except ConstraintViolated as error:
-            self._cache.forget_commit()
+            self._cache.forget_commit(final=True)
             await self._divide(groups, error)
         except Unavailable as error:
             self._give_up(groups, error)
         else:
-            self._succeed(groups, outcomes)
+            await self._succeed(groups, outcomes)
 
     def _give_up(self, groups: list[_Group], error: Exception) -> None:
-        self._cache.forget_commit()
+        self._cache.forget_commit(final=True)
         self.failing = str(error)
         _fail(groups, error)
 
-    def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+    async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
         self.failing = None
         self.commits += 1
         self.requests += len(outcomes)
-        self._publish(outcomes)
+        await self._publish(outcomes)
         start = 0
         for group in groups:
             end = start + len(group.asked)
@@ -164,7 +164,7 @@ class Committer:
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
         batch = self._in_doubt = await apply(connection, asked, slot=self._slot)
         # Inside the transaction: from its commit on, readers compare the cache with this position.
-        self._cache.expect_commit(batch.before, batch.after)
+        await self._cache.expect_commit(batch.before, batch.after, batch.changed)
         return batch.outcomes
 
     async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:
@@ -183,7 +183,7 @@ class Committer:
                     return
                 await asyncio.sleep(SETTLE_AGAIN_SECONDS)
         if committed:
-            self._succeed(groups, batch.outcomes)
+            await self._succeed(groups, batch.outcomes)
         else:
             await self._commit(groups)
 
@@ -198,11 +198,14 @@ class Committer:
 
         `word` makes of the number the answer that is kept.
         """
-        return await self._database.write(partial(clear, key=key, word=word))
+        removed = await self._database.write(partial(clear, key=key, word=word))
+        await self._cache.reset()
+        return removed
 
     async def retire_caches(self) -> None:
         """Make every process on this database drop what it has cached."""
         await self._database.write(retire_caches)
+        await self._cache.reset()
 
     async def _divide(self, groups: list[_Group], error: ConstraintViolated) -> None:
         """Find the request that the database refuses, and spare the others."""
@@ -230,14 +233,14 @@ class Committer:
         if not group.done.done():
             group.done.set_result(outcomes)
 
-    def _publish(self, outcomes: Sequence[Outcome]) -> None:
+    async def _publish(self, outcomes: Sequence[Outcome]) -> None:
         changes = [outcome for outcome in outcomes if isinstance(outcome, Applied)]
         for outcome in outcomes:
             if isinstance(outcome, Claims):
                 changes += [Applied(order) for order in outcome.changed]
         if not changes:
             return
-        self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
+        await self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
         for listener in self._listeners:
             listener(changes)
 

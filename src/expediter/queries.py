@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -114,13 +114,15 @@ class Queries:
 
         return await self._database.read(work)
 
-    async def cached_page(self, key: str, query: PageQuery, word: partial[bytes]) -> bytes:
-        """Return the answer that `word(page)` makes of the page, from the cache where it is there."""
+    async def cached_page(self, query: PageQuery, word: Callable[[Page], bytes]) -> bytes:
+        """Return the answer that `word(page)` makes of an unfiltered page, from the cache where it is there."""
 
-        async def load() -> bytes:
-            return word(await self.page(query))
+        async def load() -> tuple[bytes, bool]:
+            page = await self.page(query)
+            whole = page.after is None or len(page.documents) == query.limit
+            return word(page), whole
 
-        return await self._cache.page(key, load)
+        return await self._cache.page(f"{query.limit}:{query.offset}", load)
 
     async def counters(self) -> dict[str, int]:
         """Return the exact counters."""

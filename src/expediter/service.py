@@ -19,7 +19,7 @@ import uuid_utils
 import uvicorn
 
 from expediter import lookups
-from expediter.cache import MemoryCache, NoCache, open_cache
+from expediter.cache import Cache, open_cache
 from expediter.committer import Committer
 from expediter.dialects import Database, open_database
 from expediter.errors import ConfigurationError, ExpediterError
@@ -51,7 +51,7 @@ class Service:
 
     settings: Settings
     database: Database
-    cache: MemoryCache | NoCache
+    cache: Cache
     committer: Committer
     queries: Queries
     gateway: PaymentGateway
@@ -88,7 +88,8 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     """
     await asyncio.to_thread(upgrade, settings.database)
     database = open_database(settings.database)
-    cache = open_cache(
+    cache = await open_cache(
+        url=settings.redis_url,
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
         position_now=database.position_reader(),
@@ -118,6 +119,7 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
         await committer.stop()
         await fulfiller.close()
         await gateway.close()
+        await cache.close()
         await database.close()
 
 

@@ -97,12 +97,14 @@ _to_json = msgspec.json.Encoder().encode
 class Batch(NamedTuple):
     """What a batch came to: an outcome per request, and the newest event's position before and after it.
 
-    `last` is its own last event (None: it changed no order), by which one can tell later whether it was committed.
+    `changed` has the orders that were there before, with their versions now (NEVER: they are deleted). `last` is its
+    own last event (None: it changed no order), by which one can tell later whether it was committed.
     """
 
     outcomes: list[Outcome]
     before: int
     after: int
+    changed: list[tuple[str, int]]
     last: Event | None
 
 
@@ -117,7 +119,7 @@ async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) ->
     await batch.add_lines(asked, outcomes)
     after = await batch.write()
     last = batch.events[-1] if batch.events else None
-    return Batch(outcomes, after - len(batch.events), after, last)
+    return Batch(outcomes, after - len(batch.events), after, batch.changed, last)
 
 
 async def was_committed(connection: Connection, batch: Batch) -> bool:
@@ -339,6 +341,12 @@ class _Batch:
         if counters:
             await connection.add(schema.counters, counters)
         return await self._write_events()
+
+    @property
+    def changed(self) -> list[tuple[str, int]]:
+        """The orders that were there before, with their versions now (NEVER: they are deleted)."""
+        _, changed, gone = self._sorted()
+        return [(order.order_id, order.version) for order in changed] + [(order_id, NEVER) for order_id in gone]
 
     def _sorted(self) -> tuple[list[Order], list[Order], list[str]]:
         new, changed, gone = [], [], []

@@ -1,81 +1,18 @@
-"""Cached reads: documents of orders by version, and pages under a list version that every write retires."""
+"""The cache inside the process, for a database that can say at once whether somebody has written."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-import msgspec
+from expediter.cache import Entry, LoadOrder, LoadPage
 
 #: Documents kept in memory, at most; the least recently used one leaves first.
 ENTRIES_MAX = 10_000
 #: Bytes kept in memory, at most.
 BYTES_MAX = 64 * 1024 * 1024
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A cached document of one order, or of one page (version 0). `body` None says: known to be out of date."""
-
-    version: int
-    body: bytes | None
-
-
-class Cache(Protocol):
-    """Where read documents are kept. Losing everything in it costs time and nothing else."""
-
-    def expect_commit(self, before: int, after: int) -> None:
-        """Say that a commit of this process is about to move the newest event from `before` to `after`."""
-
-    def forget_commit(self) -> None:
-        """Say that the expected commit failed, or that nobody knows."""
-
-    def retire(self, orders: Sequence[tuple[str, int]]) -> None:
-        """Say that these orders now have these versions: older entries and all lists are out of date."""
-
-    async def order(self, order_id: str, load: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
-        """Return the entry of an order, from `load` if need be; callers that miss together load once."""
-
-    async def page(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return a page of the list, from `load` if need be."""
-
-    def counts(self) -> dict[str, int]:
-        """Return how often the cache answered (`hits`) and did not (`misses`)."""
-
-
-class NoCache:
-    """Every read goes to the store."""
-
-    name = "off"
-
-    def __init__(self) -> None:
-        """Nothing is kept."""
-        self._loads = 0
-
-    def expect_commit(self, before: int, after: int) -> None:
-        """Nothing to compare."""
-
-    def forget_commit(self) -> None:
-        """Nothing to forget."""
-
-    def retire(self, orders: Sequence[tuple[str, int]]) -> None:
-        """Nothing to retire."""
-
-    async def order(self, order_id: str, load: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
-        """Return what `load` finds."""
-        self._loads += 1
-        return await load()
-
-    async def page(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return what `load` finds."""
-        self._loads += 1
-        return await load()
-
-    def counts(self) -> dict[str, int]:
-        """Every read is a miss."""
-        return {"hits": 0, "misses": self._loads}
 
 
 class MemoryCache:
@@ -87,6 +24,7 @@ class MemoryCache:
     """
 
     name = "memory"
+    failing: str | None = None
 
     def __init__(self, *, ttl_seconds: float, position_now: Callable[[], int]) -> None:
         """Keep entries for `ttl_seconds`; `position_now` tells the newest committed position in the database."""
@@ -100,22 +38,22 @@ class MemoryCache:
         self._list_version = 0
         self._bytes = 0
         self._loading: dict[str, asyncio.Future[Entry | None]] = {}
-        self._loading_pages: dict[str, asyncio.Future[bytes]] = {}
+        self._loading_pages: dict[str, asyncio.Future[tuple[bytes, bool]]] = {}
         self._hits = 0
         self._misses = 0
 
-    def expect_commit(self, before: int, after: int) -> None:
-        """See Cache. Called in the writer's thread, before the commit makes the position visible."""
+    async def expect_commit(self, before: int, after: int, changed: Sequence[tuple[str, int]]) -> None:
+        """See Cache. Awaited in the writer's thread, before the commit makes the position visible."""
         if before > self._position:
             self._trusted = False  # somebody else has written since the last look
         self._position = after
 
-    def forget_commit(self) -> None:
+    def forget_commit(self, *, final: bool) -> None:
         """See Cache. The expected position was never reached, or nobody knows: others may reach it now."""
         self._position = 0
         self._trusted = False
 
-    def retire(self, orders: Sequence[tuple[str, int]]) -> None:
+    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
         """See Cache."""
         self._retire_lists()
         for order_id, version in orders:
@@ -125,7 +63,7 @@ class MemoryCache:
             else:
                 self._drop(order_id)
 
-    async def order(self, order_id: str, load: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
+    async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """See Cache."""
         self._notice_others()
         known = self._entries.get(order_id)
@@ -143,7 +81,7 @@ class MemoryCache:
             self._loading[order_id] = loading
         return await asyncio.shield(loading)
 
-    async def _load(self, order_id: str, load: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
+    async def _load(self, order_id: str, load: LoadOrder) -> Entry | None:
         epoch = self._epoch
         try:
             entry = await load()
@@ -158,7 +96,7 @@ class MemoryCache:
             self._drop(order_id)
         return entry
 
-    async def page(self, key: str, load: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def page(self, key: str, load: LoadPage) -> bytes:
         """See Cache."""
         self._notice_others()
         key = f"{self._list_version}:{key}"
@@ -173,12 +111,16 @@ class MemoryCache:
             loading = asyncio.ensure_future(load())
             self._loading_pages[key] = loading
             loading.add_done_callback(lambda _: self._loading_pages.pop(key, None))
-        body = await asyncio.shield(loading)
-        if key.startswith(f"{self._list_version}:") and key not in self._pages:
+        body, keep = await asyncio.shield(loading)
+        if keep and key.startswith(f"{self._list_version}:") and key not in self._pages:
             self._pages[key] = (time.monotonic() + self._ttl, body)
             self._bytes += len(body)
             self._evict()
         return body
+
+    async def reset(self) -> None:
+        """See Cache. The position that the database moves on says the same to every process."""
+        self._trusted = False
 
     def counts(self) -> dict[str, int]:
         """See Cache."""
@@ -219,11 +161,5 @@ class MemoryCache:
             self._loading.clear()
             self._bytes = 0
 
-
-def open_cache(
-    *, disabled: bool, ttl_seconds: float, position_now: Callable[[], int] | None
-) -> MemoryCache | NoCache:
-    """Return the cache that the settings ask for; in memory only where it can tell that others have written."""
-    if disabled or position_now is None:
-        return NoCache()
-    return MemoryCache(ttl_seconds=ttl_seconds, position_now=position_now)
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from expediter.cache import MemoryCache, NoCache
+from expediter.cache import Cache
 from expediter.committer import Committer
 from expediter.orders import MICROSECONDS
 from expediter.queries import Queries
@@ -19,7 +19,7 @@ class Context:
     settings: Settings
     committer: Committer
     queries: Queries
-    cache: MemoryCache | NoCache
+    cache: Cache
     durability: str
     database: str
     working: bool

@@ -55,9 +55,7 @@ async def list_orders(call: Call, context: Context) -> Reply:
     word = partial(_word_page, wanted=wanted, cursor=cursor, by_number=by_number)
     if cursor or wanted.filtered or wanted.status:
         return Reply(200, word(await context.queries.page(wanted)), [JSON])
-    key = f"{wanted.limit}:{wanted.offset if by_number else 'first'}"
-    body = await context.queries.cached_page(key, wanted, word)
-    return Reply(200, body, [JSON])
+    return Reply(200, await context.queries.cached_page(wanted, word), [JSON])
 
 
 def _word_page(page: Page, *, wanted: PageQuery, cursor: bool, by_number: bool) -> bytes:
