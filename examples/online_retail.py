@@ -136,15 +136,19 @@ class Shop:
         else:
             raise Trouble(f"Order {order['order_id']} was answered {response.status_code}: {answer['error']}")
 
-    async def until_rest(self) -> int:
-        """Wait until no order has anything left to happen; return how many are parked for a person to look at."""
+    async def until_rest(self, expected: int) -> int:
+        """Wait until there are `expected` orders and none has anything left to happen.
+
+        Return how many are parked for a person to look at. With queued intake accepted orders are stored later.
+        """
         deadline = time.monotonic() + REST_SECONDS_MAX
-        task = progress.add_task("Coming to rest", total=(await self.get("/orders/metrics"))["total_orders"])
+        task = progress.add_task("Coming to rest", total=expected)
         while True:
             queue = await self.get("/orders/status")
             metrics = await self.get("/orders/metrics")
-            left = queue["ready"] + queue["scheduled"] + queue["leased"]
-            progress.update(task, completed=metrics["total_orders"] - left, total=metrics["total_orders"])
+            coming = max(0, expected - metrics["total_orders"])
+            left = coming + queue["ready"] + queue["scheduled"] + queue["leased"]
+            progress.update(task, completed=expected - left)
             if not left:
                 return int(queue["dead"])
             if time.monotonic() > deadline:
@@ -175,7 +179,7 @@ async def run(path: Path, url: str) -> bool:
         before = await shop.get("/orders/metrics")
         with progress:
             await at_once(shop.place, orders, "Placing")
-            parked = await shop.until_rest()
+            parked = await shop.until_rest(before["total_orders"] + len(shop.accepted))
             known = shop.accepted + shop.duplicates
             stored = await at_once(shop.get, [f"/orders/{order_id}" for order_id in known], "Reading back")
         after = await shop.get("/orders/metrics")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import MariadbServer, PostgresServer, RedisServer, Server
+from servers import DurableRedisServer, MariadbServer, PostgresServer, RabbitServer, RedisServer, Server
 from serving import Serving
 from storing import Place
 
@@ -95,6 +95,30 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ of the session's own, which no test stops."""
+    server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def mortal_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DurableRedisServer]:
+    """A Redis that keeps what it confirms, and that tests may kill, if they start it again."""
+    server = DurableRedisServer(tmp_path_factory.mktemp("mortal_redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def mortal_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ that tests may kill, if they start it again."""
+    server = RabbitServer(tmp_path_factory.mktemp("mortal_rabbitmq"))
+    yield server
+    server.kill()
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])

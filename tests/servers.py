@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import asyncmy.errors
 import asyncpg
 import pytest
@@ -239,3 +240,108 @@ class RedisServer(Server):
     def new_database(self) -> str:
         self.databases += 1
         return f"redis://127.0.0.1:{self.port}/{self.databases}"
+
+
+class DurableRedisServer(RedisServer):
+    """A Redis as it must be where it holds commands: it answers after they are on disk."""
+
+    options = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+
+
+class RabbitServer(Server):
+    """A RabbitMQ node that knows no other, with its own port mapper (epmd); each test gets queues of its own."""
+
+    scheme = "amqp"
+    user = "guest"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        # Debian's wrapper in /usr/sbin changes the user and reads /etc; the program itself does not.
+        self.program = program = newest("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server")
+        mapper = shutil.which("epmd")
+        if program is None or mapper is None:
+            missing("rabbitmq-server")
+            raise AssertionError
+        if not (self.folder / "rabbitmq.conf").exists():
+            self.mapper_port, self.peer_port = free_port(), free_port()
+            (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
+            (self.folder / "enabled_plugins").write_text("[].\n")
+        with self.log() as log:
+            self.mapper = subprocess.Popen(
+                [mapper, "-port", str(self.mapper_port), "-address", "127.0.0.1"], stdout=log, stderr=log
+            )
+            self._wait_for_mapper()
+            return subprocess.Popen([program], stdout=log, stderr=log, cwd=self.folder, env=self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        folder = self.folder
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),  # of Erlang's cookie
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the server, instead of its parent
+            "ERL_EPMD_PORT": str(self.mapper_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self.peer_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",  # one thread: others need the machine too
+        }
+
+    def _wait_for_mapper(self) -> None:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.mapper_port), 1).close()
+                return
+            except OSError:
+                if self.mapper.poll() is not None or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        super().stop()
+        self._end_mapper()
+
+    def kill(self) -> None:
+        super().kill()
+        self._end_mapper()
+
+    def _end_mapper(self) -> None:
+        self.mapper.kill()
+        self.mapper.wait()
+
+    def query(self, database: str, statement: str) -> Sequence[Any]:
+        """Do one thing: `DELETE queue`, or nothing but connect (`SELECT 1`)."""
+
+        async def work() -> None:
+            async with await aio_pika.connect(self.url) as connection:
+                channel = await connection.channel()
+                if statement.startswith("DELETE "):
+                    await channel.queue_delete(statement.removeprefix("DELETE "))
+
+        try:
+            in_thread(work)
+        except aio_pika.exceptions.AMQPError as error:
+            raise OSError(str(error)) from error
+        return ()
+
+    def control(self, *words: str) -> None:
+        """Run rabbitmqctl, which takes seconds."""
+        assert self.program is not None
+        tool = Path(self.program).with_name("rabbitmqctl")
+        subprocess.run([tool, *words], check=True, stdout=subprocess.DEVNULL, env=self._environment())
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def new_queue(self) -> str:
+        """Return the name of a queue that nobody has used."""
+        self.databases += 1
+        return f"orders_{self.databases}"

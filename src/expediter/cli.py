@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvloop
@@ -15,6 +18,10 @@ from expediter import __version__
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.settings import Settings, load_settings
 from expediter.telemetry import configure_logs
+
+if TYPE_CHECKING:
+    from expediter import processes
+    from expediter.service import Service
 
 app = typer.Typer(
     help="Takes orders, stores each one before it answers, and brings every one to rest.",
@@ -47,7 +54,9 @@ def main() -> None:
 
 def _say(text: str, style: str = "") -> None:
     # As it is: no markup (a path may have brackets), no wrapping (a line may be copied).
-    _stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    # That it cannot be written (disk full, nobody reads) must not end a service.
+    with suppress(OSError):
+        _stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _settings(**overrides: Any) -> Settings:
@@ -87,53 +96,236 @@ def _options(
     """Takes orders, stores each one before it answers, and brings every one to rest."""
 
 
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT); 0 picks a free one.")] = None,
-    no_workers: Annotated[
-        bool, typer.Option("--no-workers", help="Take orders only; `work` does the rest.")
-    ] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")] = False,
-) -> None:
-    """Take orders over HTTP, and work them off in the same process."""
-    from expediter import service
-
-    settings = _settings(host=host, port=port)
-
-    def announce(opened: service.Service, address: str) -> None:
-        queue = "by `expediter work`" if no_workers else f"in this process, {opened.concurrency} at once"
-        for line in (
-            f"Expediter {__version__} listens on {address}",
-            f"  orders   {opened.database.describe()}, {opened.database.durability}",
-            f"  queue    in the database; worked off {queue}",
-            f"  cache    {opened.cache.name}",
-            "Try:",
-            f"  curl {address}/health",
-            f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {address}/orders",
-            f"  open {address}/docs",
-        ):
-            _say(line)
-        if not settings.loopback:
-            _say("  Anyone who reaches this address may place and change orders.", style="yellow")
-
-    _run(service.serve(settings, working=not no_workers, insecure=insecure, announce=announce))
-
+_Host = Annotated[str | None, typer.Option(help="Address to listen on (HOST).")]
+_Port = Annotated[int | None, typer.Option(help="Port to listen on (PORT); 0 picks a free one.")]
+_Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")]
+#: What a supervisor hands to its processes.
+_Descriptor = Annotated[int | None, typer.Option(hidden=True)]
 
 _EXAMPLE = '{"customer_name": "Alice", "items": [{"name": "Pen", "quantity": 2, "price": 1.20}]}'
 
 
+def reachability_lines(service: Service) -> list[str]:
+    """Return a line each about the database, the broker and the cache: reachable or not, and what if not."""
+    return [
+        f"  orders   {service.database.describe()}, {service.database.durability}; reachable, and if it "
+        "cannot be, orders are refused with 503",
+        _queue_line(service),
+        _cache_line(service),
+    ]
+
+
+def _queue_line(service: Service) -> str:
+    broker = service.broker
+    if broker is None:
+        return "  queue    in the database"
+    if broker.failing is None:
+        return f"  queue    {broker.name}"
+    return f"  queue    {broker.name} cannot be reached, and while it is so the database is the queue: {broker.failing}"
+
+
+def _cache_line(service: Service) -> str:
+    cache = service.cache
+    if cache.failing is None:
+        return f"  cache    {cache.name}"
+    return f"  cache    {cache.name} cannot be reached, and while it is so the database is read: {cache.failing}"
+
+
+def _opening(settings: Settings, address: str, reachable: Sequence[str], worked_off: str) -> list[str]:
+    lines = [
+        f"Expediter {__version__} listens on {address}",
+        *reachable,
+        f"  workers  {worked_off}",
+        "Try:",
+        f"  curl {address}/health",
+        f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {address}/orders",
+        f"  open {address}/docs",
+    ]
+    if not settings.loopback:
+        lines.append("  Anyone who reaches this address may place and change orders.")
+    return lines
+
+
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        _say(line, style="yellow" if line.startswith("  Anyone") else "")
+
+
+def _supervised(work: Coroutine[Any, Any, None], lifeline: processes.Lifeline | None) -> None:
+    try:
+        _run(work)
+    except ConfigurationError as error:
+        if lifeline is None:
+            raise
+        lifeline.refuse(str(error))  # the supervisor says it, once for all processes
+        raise typer.Exit(2) from None
+
+
+def _lifeline(descriptor: int | None) -> processes.Lifeline | None:
+    from expediter import processes
+
+    return None if descriptor is None else processes.Lifeline(descriptor)
+
+
 @app.command()
-def work() -> None:
+def serve(
+    host: _Host = None,
+    port: _Port = None,
+    workers: Annotated[int | None, typer.Option(help="Serving processes, on one port (API_WORKERS).")] = None,
+    no_workers: Annotated[
+        bool, typer.Option("--no-workers", help="Take orders only; `work` does the rest.")
+    ] = False,
+    insecure: _Insecure = False,
+    listen_fd: _Descriptor = None,
+    lifeline_fd: _Descriptor = None,
+) -> None:
+    """Take orders over HTTP, and work them off in the same processes."""
+    from expediter import service
+
+    lifeline = _lifeline(lifeline_fd)
+    settings = _settings(host=host, port=port, api_workers=workers)
+    at_once = settings.worker_count * settings.worker_concurrency
+    if settings.api_workers > 1 and lifeline is None:
+        where = f"in each of {settings.api_workers} processes, {at_once} at once"
+        plans = _serving(settings, no_workers=no_workers)
+        _supervise(settings, plans, insecure=insecure, worked_off=_BESIDE if no_workers else where)
+        return
+
+    def announce(opened: Service, address: str) -> None:
+        if lifeline is not None:
+            lifeline.ready(reachability_lines(opened))
+        else:
+            where = _BESIDE if no_workers else f"in this process, {at_once} at once"
+            _say_all(_opening(settings, address, reachability_lines(opened), where))
+
+    _supervised(
+        service.serve(
+            settings,
+            working=not no_workers,
+            insecure=insecure,
+            announce=announce,
+            listen_fd=listen_fd,
+            lifeline=lifeline,
+        ),
+        lifeline,
+    )
+
+
+_BESIDE = "none here: `expediter work` works orders off"
+
+
+def _serving(settings: Settings, *, no_workers: bool) -> list[processes.Plan]:
+    from expediter.processes import Plan
+
+    command = ("serve", "--no-workers") if no_workers else ("serve",)
+    return [Plan(f"api-{number}", command, listens=True) for number in range(1, settings.api_workers + 1)]
+
+
+def _supervise(
+    settings: Settings,
+    plans: Sequence[processes.Plan],
+    *,
+    insecure: bool,
+    worked_off: str,
+    run_dir: Path | None = None,
+    on_ready: Callable[[str, list[str]], None] | None = None,
+) -> None:
+    """Keep processes alive until told to stop; `on_ready` gets the address and the opening lines, once said."""
+    from expediter import listener, processes, service
+
+    taken = service.bind(settings, insecure=insecure)
+    address = listener.address_of(taken)
+    service.upgrade_database(settings)
+
+    def ready(reachable: list[str]) -> None:
+        lines = _opening(settings, address, reachable, worked_off)
+        _say_all(lines)
+        if on_ready is not None:
+            on_ready(address, lines)
+
+    supervisor = processes.Supervisor(plans, listener=taken, drain_seconds=settings.drain_seconds, run_dir=run_dir)
+    if not asyncio.run(supervisor.run(ready)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def work(lifeline_fd: _Descriptor = None) -> None:
     """Work off orders, without taking any; for use beside `serve --no-workers`."""
     from expediter import service
 
+    lifeline = _lifeline(lifeline_fd)
     settings = _settings()
 
-    def announce(opened: service.Service) -> None:
-        _say(f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once")
+    def announce(opened: Service) -> None:
+        reachable = reachability_lines(opened)
+        about = f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once"
+        _say_all([about, *reachable])
+        if lifeline is not None:
+            lifeline.ready(reachable)
 
-    _run(service.work(settings, announce=announce))
+    _supervised(service.work(settings, announce=announce, lifeline=lifeline), lifeline)
+
+
+@app.command()
+def up(
+    host: _Host = None,
+    port: _Port = None,
+    insecure: _Insecure = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay until SIGTERM, for systemd and the like.")
+    ] = False,
+    report_fd: _Descriptor = None,
+) -> None:
+    """Start API_WORKERS serving and WORKER_COUNT working processes; pid and log files are in RUN_DIR."""
+    from expediter import processes
+
+    settings = _settings(host=host, port=port)
+    pid_file = _pid_file(settings)
+    if not foreground:
+        arguments = ["up", "--foreground", "--host", settings.host, "--port", str(settings.port)]
+        arguments += ["--insecure"] if insecure else []
+        address, *lines = processes.launch(arguments, pid_file, drain_seconds=settings.drain_seconds)
+        _say_all(lines)
+        print(f"Expediter is up at {address}")
+        return
+
+    def report(address: str, lines: list[str]) -> None:
+        if report_fd is None:
+            print(f"Expediter is up at {address}", flush=True)
+        else:
+            processes.Lifeline(report_fd).ready([address, *lines])
+
+    # Each works with WORKER_CONCURRENCY: here the count is that of the processes.
+    workers = [
+        processes.Plan(f"worker-{number}", ("work",), {"WORKER_COUNT": "1"})
+        for number in range(1, settings.worker_count + 1)
+    ]
+    with pid_file:
+        _supervise(
+            settings,
+            [*_serving(settings, no_workers=True), *workers],
+            insecure=insecure,
+            worked_off=f"{settings.worker_count} processes, {settings.worker_concurrency} at once in each",
+            run_dir=pid_file.path.parent,
+            on_ready=report,
+        )
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started: requests and jobs under way end first."""
+    from expediter import processes
+
+    settings = _settings()
+    pid_file = _pid_file(settings)
+    stopped = processes.stop(pid_file, drain_seconds=settings.drain_seconds)
+    print(f"Nothing is up ({pid_file.path})" if stopped is None else f"Stopped {stopped}")
+
+
+def _pid_file(settings: Settings) -> processes.PidFile:
+    from expediter import processes
+
+    return processes.PidFile(Path(settings.run_dir) / "expediter.pid")
 
 
 @app.command()
@@ -185,8 +377,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     import msgspec
 
     from expediter import service
+    from expediter.doctor import Finding
 
-    findings: list[service.Finding] = []
+    findings: list[Finding] = []
     _run(service.examine(_settings(), findings))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())

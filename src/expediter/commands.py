@@ -24,7 +24,10 @@ class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class PlaceOrder(Command, frozen=True, gc=False, kw_only=True):
-    """Take a new order. `fresh` says that the server has just made the id, so that nobody can have it yet."""
+    """Take a new order. `fresh` says that the server has just made the id, so that nobody can have it yet.
+
+    `placed_at` (microseconds since 1970) is when it was accepted, if that was before it is stored.
+    """
 
     fresh: bool
     customer_id: int | str | None
@@ -36,6 +39,7 @@ class PlaceOrder(Command, frozen=True, gc=False, kw_only=True):
     metadata: str
     payment_token: str | None
     stages: Stages
+    placed_at: int | None = None
 
 
 class ChangeStatus(Command, frozen=True, gc=False, kw_only=True):
@@ -61,6 +65,12 @@ class DeleteOrder(Command, frozen=True, gc=False, kw_only=True):
     """Remove an order; its events stay, its id is never used again."""
 
     if_version: int | None = None
+
+
+class RecordRefusal(Command, frozen=True, gc=False, kw_only=True):
+    """Record that a queued command was refused after its client had been answered."""
+
+    error: str
 
 
 class ClaimJob(Command, frozen=True, gc=False, kw_only=True):

@@ -22,6 +22,7 @@ from expediter.commands import (
     RecordFulfilment,
     RecordPayment,
     RecordRefund,
+    RecordRefusal,
     ReleaseJob,
     RetryOrder,
     WorkerCommand,
@@ -90,12 +91,16 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         case DeleteOrder():
             interventions.check_version(order, command.if_version)
             return interventions.delete(draft)
+        case RecordRefusal():
+            draft.change("command.refused", Changes(last_error=command.error))
         case _:
             raise TypeError(f"not a command: {command!r}")
     return draft.done()
 
 
 def _place(command: PlaceOrder, now: int) -> Decision:
+    # By a clock that may be ahead of the database's: no order is made in the future.
+    created_at = min(now, command.placed_at or now)
     due = command.stages is not Stages.FULFILMENT and command.total_minor > 0
     order = Order(
         order_id=command.order_id,
@@ -110,14 +115,14 @@ def _place(command: PlaceOrder, now: int) -> Decision:
         metadata=command.metadata,
         payment_token=command.payment_token,
         version=1,
-        created_at=now,
-        updated_at=now,
+        created_at=created_at,
+        updated_at=created_at,
     )
     # With nothing to pay there is no charge to wait for, nor a gateway that could be away.
     free = JobKind.CONFIRM if command.stages is Stages.PAYMENT else JobKind.FULFIL
     kind = JobKind.CHARGE if due else free
     job = Job(kind=kind, due_at=now, created_at=now, fence=FENCES_PER_VERSION)
-    event = Event(command.order_id, 1, now, "order.placed", Placed(order, command.lines))
+    event = Event(command.order_id, 1, created_at, "order.placed", Placed(order, command.lines))
     return Decision(order, job, (event,), (), command.lines)
 
 

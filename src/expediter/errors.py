@@ -10,6 +10,8 @@ ExpediterError
 │   └── MoneyInFlight      a charge or refund has no outcome yet
 ├── PreconditionFailed     `If-Match` names another version
 ├── IdempotencyMismatch    the key was used with another body
+├── NotYetApplied          a queued command whose predecessor is not applied yet
+├── CommandRefused         a queued command was refused after its client had been answered
 ├── StaleLease             a worker lost its lease; it must stop and commit nothing
 ├── Unavailable            nothing was stored; try again
 │   ├── Overloaded         the intake queue is full
@@ -115,6 +117,14 @@ class IdempotencyMismatch(ExpediterError):
 
 class StaleLease(ExpediterError):
     """The job is no longer held under this fence."""
+
+
+class NotYetApplied(ExpediterError):
+    """The order has not reached the version that this queued command was accepted on."""
+
+
+class CommandRefused(ExpediterError):
+    """A queued command was accepted and could not be applied; there is no order to show instead."""
 
 
 class Unavailable(ExpediterError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from expediter.errors import ConfigurationError
 from expediter.web.http import HEADER_BYTES_MAX
@@ -20,10 +21,28 @@ CONNECTIONS_WAITING_MAX = 4096
 SILENCE_SECONDS_MAX = 10.0
 #: The same in the middle of a body: a moment longer, because whoever reads the body gives the better answer.
 BODY_SILENCE_SECONDS_MAX = 11.0
+#: Seconds that a stop leaves to a connection that has not asked for anything yet.
+FIRST_REQUEST_SECONDS_MAX = 1.0
+
+
+class State(ServerState):
+    """What the connections of one server share. `stopping`: it takes up no more."""
+
+    stopping = False
 
 
 class Server(uvicorn.Server):
     """uvicorn, but signals are the service's: it would end by the signal, where a drained stop is exit 0."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        """Take what uvicorn takes."""
+        super().__init__(config)
+        self.server_state: State = State()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and let connections know that are accepted but come to be only later."""
+        self.server_state.stopping = True
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,6 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._unfinished = True
         self._in_headers = True
+        self._asked = False
         self._header_bytes = 0
         self._silence: asyncio.TimerHandle | None = None
 
@@ -46,6 +66,20 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin to listen for the first request."""
         super().connection_made(transport)
         self._listen()
+        if self._stopping:
+            self.shutdown()
+
+    def shutdown(self) -> None:
+        """Close once the request under way is answered, or the first one, which may be on its way.
+
+        A client that was let in and is then sent away unheard would see a failure at every rolling restart.
+        """
+        if not self._asked:
+            # Half of the drain time at most, so that silence alone never uses it up.
+            seconds = min(FIRST_REQUEST_SECONDS_MAX, (self.config.timeout_graceful_shutdown or 0) / 2)
+            self.loop.call_later(seconds, self._close_unasked)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Read on, count header bytes, and start the clock anew while the request is unfinished."""
@@ -71,6 +105,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_headers = False
         self._header_bytes = 0
         super().on_headers_complete()
+        self._asked = True
+        if self._stopping:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """Its body is there."""
@@ -82,6 +119,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._silence is not None:
             self._silence.cancel()
         super().connection_lost(exc)
+
+    @property
+    def _stopping(self) -> bool:
+        return isinstance(self.server_state, State) and self.server_state.stopping
+
+    def _close_unasked(self) -> None:
+        if not self._asked:
+            self.transport.close()
 
     def _listen(self) -> None:
         if self._silence is not None:
@@ -129,6 +174,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(
             f"{host}:{port} cannot be used ({error.strerror}): stop what listens there, or set another PORT"
         ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def inherit(descriptor: int) -> socket.socket:
+    """Return the listening socket that this process was given at its start."""
+    listener = socket.socket(fileno=descriptor)
+    listener.set_inheritable(False)
     listener.setblocking(False)
     return listener
 

@@ -64,6 +64,15 @@ _IDS = (
     .order_by(schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
     .limit(bindparam("limit"))
 )
+_STORED_ORDERS = select(schema.orders.c.order_id).where(
+    schema.orders.c.order_id.in_(bindparam("ids", expanding=True))
+)
+_DELETED_ORDERS = select(schema.deleted_orders.c.order_id).where(
+    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
+)
+_STORED_KEYS = select(schema.idempotency_keys.c.idempotency_key).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
+)
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
 
@@ -92,6 +101,26 @@ async def order_and_job(
     order, job = read_order_and_job(rows[0])
     attempts = await attempts_of(connection, order_id)
     return order, job, attempts, await connection.now()
+
+
+async def order_job_and_lines(
+    connection: Connection, order_id: str
+) -> tuple[Order, Job | None, tuple[Line, ...]] | None:
+    """Return an order, its job and its lines."""
+    rows = await connection.fetch(_ORDER_AND_JOB, order_id=order_id)
+    if not rows:
+        return None
+    lines = await connection.fetch(_LINES, ids=[order_id])
+    return *read_order_and_job(rows[0]), tuple(read_line(row) for row in lines)
+
+
+async def which_are_stored(connection: Connection, order_ids: list[str], keys: list[str]) -> set[str]:
+    """Return which of these orders are, or were once, in the database, and which of these idempotency keys."""
+    found: set[str] = set()
+    for statement, ids in ((_STORED_ORDERS, order_ids), (_DELETED_ORDERS, order_ids), (_STORED_KEYS, keys)):
+        if ids:
+            found.update(row[0] for row in await connection.fetch(statement, ids=ids))
+    return found
 
 
 async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, ...]:

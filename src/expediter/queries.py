@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from expediter import lookups
+from expediter.accepted import AcceptedOrders
 from expediter.cache import Cache, Entry
 from expediter.dialects import Connection, Database
 from expediter.documents import order_document
@@ -39,18 +40,20 @@ class Page(msgspec.Struct, frozen=True):
 class Queries:
     """Reads for the web; never older than what this process has seen committed."""
 
-    def __init__(self, database: Database, cache: Cache) -> None:
-        """Read from `database`, through `cache`."""
+    def __init__(self, database: Database, cache: Cache, accepted: AcceptedOrders | None = None) -> None:
+        """Read from `database`, through `cache`; with queued intake `accepted` knows what is not stored yet."""
         self._database = database
         self._cache = cache
+        self._accepted = accepted
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._stopping = False
 
     async def order(self, order_id: str, *, min_version: int = 0) -> Entry:
         """Return the document of an order, at `min_version` or newer if the store has it. Raises OrderNotFound."""
-        entry = await self._cache.order(order_id, partial(self._load, order_id))
+        stored = partial(self._cache.order, order_id, partial(self._load, order_id))
+        entry = await (stored() if self._accepted is None else self._accepted.order(order_id, stored))
         if entry is not None and entry.version < min_version:
-            entry = await self._load(order_id)
+            entry = await self._load(order_id) or entry
         if entry is None:
             raise OrderNotFound(order_id)
         return entry
@@ -86,7 +89,9 @@ class Queries:
         if len(self._waiting) > WAITERS_MAX:
             return True
         found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
-        return found is None or found[0].at_rest
+        if found is None:
+            return self._accepted is None or not await self._accepted.pending(order_id)
+        return found[0].at_rest
 
     def stop_waiting(self) -> None:
         """Answer whoever waits with what there is: the process is about to stop."""
@@ -134,6 +139,7 @@ class Queries:
 
     async def history(self, order_id: str) -> list[HistoryRow]:
         """Return the events of an order. Raises OrderNotFound."""
+        await self._until_stored(order_id)
         rows = await self._database.read(partial(lookups.history, order_id=order_id))
         if rows is None:
             raise OrderNotFound(order_id)
@@ -141,10 +147,15 @@ class Queries:
 
     async def inspect(self, order_id: str) -> tuple[Order, Job | None, tuple[Attempt, ...], int]:
         """Return an order, its job, its payment attempts and the database's time. Raises OrderNotFound."""
+        await self._until_stored(order_id)
         found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
         if found is None:
             raise OrderNotFound(order_id)
         return found
+
+    async def _until_stored(self, order_id: str) -> None:
+        if self._accepted is not None:
+            await self._accepted.until_stored(order_id)
 
     async def breaker(self) -> Breaker:
         """Return the payment gateway's circuit breaker."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from expediter.errors import ConfigurationError, Unavailable
 
@@ -20,14 +21,36 @@ class RedisUnavailable(Unavailable):
     """Redis cannot be used now (gone, full, not answering in time)."""
 
 
+class Run:
+    """Which run of the Redis server is reached: a restarted one has forgotten, or remembers old things."""
+
+    def __init__(self) -> None:
+        """Nothing is connected yet."""
+        self.id = ""
+
+    async def on_connect(self, connection: Any) -> None:
+        """Set up a connection, and look whom it reached."""
+        await connection.on_connect()
+        try:
+            await connection.send_command("INFO", "server")
+            told = await connection.read_response()
+        except ResponseError:
+            # Managed servers may forbid it: then an old snapshot that comes back is not told from the present.
+            self.id = "run"
+            return
+        text = told if isinstance(told, bytes) else str(told).encode()
+        found = re.search(rb"run_id:([0-9a-f]{12})", text)
+        self.id = found[1].decode() if found else "run"
+
+
 def connect(
     url: str,
     setting: str,
     *,
     connections: int,
-    on_connect: Callable[[Any], Coroutine[Any, Any, None]] | None = None,
+    run: Run,
 ) -> Redis:
-    """Return a client of the Redis at `url`; nothing is opened yet. `on_connect` sets up each new connection.
+    """Return a client of the Redis at `url`; nothing is opened yet. `run` is kept up to date.
 
     It has up to `connections` of them; whoever finds none free waits, within its own deadline.
 
@@ -42,7 +65,7 @@ def connect(
             retry=Retry(NoBackoff(), 0),
             # Deadlines are the caller's: a limit on the socket would end a read that is meant to wait.
             socket_timeout=None,
-            redis_connect_func=on_connect,
+            redis_connect_func=run.on_connect,
         )
         return Redis.from_pool(pool)
     except ValueError as error:

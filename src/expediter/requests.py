@@ -70,12 +70,22 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A command, with the caller's idempotency key and how to word the answer that is kept under it."""
+    """A command, with the caller's idempotency key and how to word the answer that is kept under it.
+
+    It is carried out on an order of version `base_version` or newer, and refused with NotYetApplied before that.
+    """
 
     command: Command
     key: IdempotencyKey | None = None
     answer: Callable[[Order, tuple[Line, ...]], Answer] | None = None
     with_lines: bool = False
+    base_version: int = 0
+
+
+class Queued(msgspec.Struct, frozen=True, gc=False):
+    """A command that the broker has: what its caller is answered."""
+
+    answer: Answer
 
 
 class ClaimDue(msgspec.Struct, frozen=True, gc=False):

@@ -9,30 +9,38 @@ import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
 import structlog
 import uuid_utils
 import uvicorn
 
-from expediter import lookups
+from expediter import doctor, lookups
+from expediter.accepted import AcceptedOrders
+from expediter.accesslog import access_log
+from expediter.applier import Applier
+from expediter.brokers import Broker, open_broker
 from expediter.cache import Cache, open_cache
 from expediter.committer import Committer
 from expediter.dialects import Database, open_database
+from expediter.doctor import Finding
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.fulfilment import Fulfiller, open_fulfiller
-from expediter.listener import CONNECTIONS_WAITING_MAX, BoundedProtocol, Server, address_of, listen
+from expediter.hints import Hints
+from expediter.intake import QueuedIntake
+from expediter.listener import CONNECTIONS_WAITING_MAX, BoundedProtocol, Server, address_of, inherit, listen
 from expediter.migrations import upgrade
 from expediter.orders import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
+from expediter.processes import Lifeline
 from expediter.queries import Queries
 from expediter.requests import Request
 from expediter.samples import sample_order
-from expediter.settings import Settings
+from expediter.settings import Intake, Settings
 from expediter.stages import Tools
+from expediter.temporary import TemporaryOrders
 from expediter.web import create_app
 from expediter.web.context import Context
 from expediter.worker import Worker
@@ -47,7 +55,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class Service:
-    """One process's parts, open and running."""
+    """One process's parts, open and running.
+
+    `broker` None: the database is the queue. `intake` None: everything is stored before it is answered. `applier`
+    None: this process applies no queued commands.
+    """
 
     settings: Settings
     database: Database
@@ -57,6 +69,10 @@ class Service:
     gateway: PaymentGateway
     fulfiller: Fulfiller
     worker: Worker | None
+    broker: Broker | None
+    temporary: TemporaryOrders | None
+    intake: QueuedIntake | None
+    applier: Applier | None
     drain_until: float | None = None
 
     def begin_drain(self) -> None:
@@ -66,6 +82,8 @@ class Service:
         self.queries.stop_waiting()
         if self.worker is not None:
             self.worker.stop_claiming()
+        if self.applier is not None:
+            self.applier.stop_taking()
 
     @property
     def drain_seconds_left(self) -> float:
@@ -73,6 +91,10 @@ class Service:
         self.begin_drain()
         assert self.drain_until is not None
         return max(0.0, self.drain_until - asyncio.get_running_loop().time())
+
+    def workers_alive(self) -> bool:
+        """Whether what works in this process still does."""
+        return all(part is None or part.alive for part in (self.worker, self.applier))
 
     @property
     def concurrency(self) -> int:
@@ -87,40 +109,96 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     On leaving, what runs is given `drain_seconds`, then everything is closed.
     """
     await asyncio.to_thread(upgrade, settings.database)
+    async with AsyncExitStack() as stack:
+        service = await _open_parts(settings, stack, working=working)
+        service.committer.start()
+        if service.worker is not None:
+            service.worker.start()
+        if service.applier is not None:
+            service.applier.start()
+        if service.intake is not None:
+            service.intake.start()
+        hints = _hints(service)
+        housekeeping = asyncio.create_task(_housekeep(service.committer))
+        try:
+            yield service
+        finally:
+            housekeeping.cancel()
+            if service.intake is not None:
+                await service.intake.stop()
+            if service.applier is not None:
+                await service.applier.stop(service.drain_seconds_left)
+            if service.worker is not None:
+                await service.worker.stop(service.drain_seconds_left)
+            await service.committer.stop()
+            if hints is not None:
+                await hints.stop()
+
+
+async def _open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool) -> Service:
+    """Open every part; `stack` closes them, the last one first. Raises ConfigurationError."""
     database = open_database(settings.database)
+    stack.push_async_callback(database.close)
     cache = await open_cache(
         url=settings.redis_url,
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
         position_now=database.position_reader(),
     )
-    slot = random.randrange(COUNTER_SLOTS)
-    committer = Committer(database, cache, slot=slot)
-    queries = Queries(database, cache)
-    committer.on_commit(queries.notice)
+    stack.push_async_callback(cache.close)
     gateway = _gateway(settings)
+    stack.push_async_callback(gateway.close)
     fulfiller = open_fulfiller(
         settings.fulfilment,
         latency_ms_min=settings.fulfilment_mock_latency_min,
         latency_ms_max=settings.fulfilment_mock_latency_max,
     )
+    stack.push_async_callback(fulfiller.close)
+    broker = open_broker(settings.broker, queue_name=settings.rabbitmq_queue_name)
+    temporary = None
+    if broker is not None:
+        stack.push_async_callback(broker.close)
+    if broker is not None and settings.temporary_orders:
+        temporary = TemporaryOrders(settings.temporary_orders, keep_seconds=settings.temp_order_cache_ttl)
+        stack.push_async_callback(temporary.close)
+    committer = Committer(database, cache, slot=random.randrange(COUNTER_SLOTS))
     worker = _worker(settings, database, committer, gateway, fulfiller) if working else None
-    service = Service(settings, database, cache, committer, queries, gateway, fulfiller, worker)
-    committer.start()
-    if worker is not None:
-        worker.start()
-    housekeeping = asyncio.create_task(_housekeep(committer))
-    try:
-        yield service
-    finally:
-        housekeeping.cancel()
-        if worker is not None:
-            await worker.stop(service.drain_seconds_left)
-        await committer.stop()
-        await fulfiller.close()
-        await gateway.close()
-        await cache.close()
-        await database.close()
+    intake = applier = accepted = None
+    if broker is not None and temporary is not None:
+        if settings.intake is Intake.QUEUED:
+            accepted = AcceptedOrders(temporary, broker)
+        if working:
+            # Also while INTAKE is direct: what was queued before must not be left behind.
+            applier = Applier(committer, broker, temporary)
+    queries = Queries(database, cache, accepted)
+    if accepted is not None and broker is not None and temporary is not None:
+        intake = QueuedIntake(database, committer, queries, broker, temporary)
+    committer.on_commit(queries.notice)
+    return Service(
+        settings=settings,
+        database=database,
+        cache=cache,
+        committer=committer,
+        queries=queries,
+        gateway=gateway,
+        fulfiller=fulfiller,
+        worker=worker,
+        broker=broker,
+        temporary=temporary,
+        intake=intake,
+        applier=applier,
+    )
+
+
+def _hints(service: Service) -> Hints | None:
+    """Give hints by the broker, and take them where there are workers."""
+    if service.broker is None:
+        return None
+    hints = Hints(service.broker)
+    service.committer.on_commit(hints.notice)
+    if service.worker is not None:
+        hints.listen(service.worker.wake)
+    return hints
 
 
 def _gateway(settings: Settings) -> PaymentGateway:
@@ -172,10 +250,8 @@ async def _housekeep(committer: Committer) -> None:
         await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
 
 
-async def serve(
-    settings: Settings, *, working: bool, insecure: bool, announce: Callable[[Service, str], None]
-) -> None:
-    """Serve HTTP until SIGTERM or SIGINT, then drain. `announce` is told the address once it can be reached.
+def bind(settings: Settings, *, insecure: bool) -> socket.socket:
+    """Return the socket to serve on.
 
     Raises ConfigurationError for an address that others could reach, unless `insecure`, and for a port in use.
     """
@@ -184,8 +260,28 @@ async def serve(
             f"HOST={settings.host} can be reached from other machines and this service asks nobody for a key: "
             "bind to 127.0.0.1, or give --insecure if the network itself keeps strangers out"
         )
-    listener = listen(settings.host, settings.port)
-    async with open_service(settings, working=working) as service:
+    return listen(settings.host, settings.port)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    working: bool,
+    insecure: bool,
+    announce: Callable[[Service, str], None],
+    listen_fd: int | None = None,
+    lifeline: Lifeline | None = None,
+) -> None:
+    """Serve HTTP until SIGTERM or SIGINT, then drain. `announce` is told the address once it can be reached.
+
+    A supervisor's process takes the socket over from it, as `listen_fd`, and drains when its `lifeline` ends, too.
+    Raises ConfigurationError as `bind` does.
+    """
+    listener = bind(settings, insecure=insecure) if listen_fd is None else inherit(listen_fd)
+    async with (
+        access_log(settings.access_log_file, settings.access_log_format) as logged,
+        open_service(settings, working=working) as service,
+    ):
         context = Context(
             settings=settings,
             committer=service.committer,
@@ -194,10 +290,13 @@ async def serve(
             durability=service.database.durability,
             database=service.database.describe(),
             working=working,
-            worker_alive=lambda: service.worker is None or service.worker.alive,
+            worker_alive=service.workers_alive,
+            broker=service.broker,
+            intake=service.intake,
+            temporary=service.temporary,
         )
         config = uvicorn.Config(
-            create_app(context),
+            logged(create_app(context)),
             loop="none",
             http=BoundedProtocol,
             lifespan="off",
@@ -213,7 +312,7 @@ async def serve(
             timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
         )
         server = Server(config)
-        stopping = _on_signals(server, context, service)
+        stopping = _on_signals(server, context, service, lifeline)
         try:
             announce(service, address_of(listener))
             await server.serve(sockets=[listener])
@@ -222,7 +321,9 @@ async def serve(
             listener.close()
 
 
-def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> Callable[[], None]:
+def _on_signals(
+    server: uvicorn.Server, context: Context, service: Service, lifeline: Lifeline | None
+) -> Callable[[], None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -232,6 +333,8 @@ def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> C
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if lifeline is not None:
+        lifeline.on_end(stop)
 
     def forget() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -240,12 +343,16 @@ def _on_signals(server: uvicorn.Server, context: Context, service: Service) -> C
     return forget
 
 
-async def work(settings: Settings, *, announce: Callable[[Service], None]) -> None:
-    """Work off jobs without serving HTTP, until SIGTERM or SIGINT, then drain."""
+async def work(
+    settings: Settings, *, announce: Callable[[Service], None], lifeline: Lifeline | None = None
+) -> None:
+    """Work off jobs without serving HTTP, until SIGTERM or SIGINT or the end of the `lifeline`, then drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if lifeline is not None:
+        lifeline.on_end(stop.set)
     async with open_service(settings, working=True) as service:
         announce(service)
         await stop.wait()
@@ -281,6 +388,8 @@ async def clear(settings: Settings, report: Callable[[int], None]) -> None:
     async with open_service(settings, working=False) as service:
         removed = await service.committer.clear()
         assert isinstance(removed, int)  # a replay needs a key
+        if service.temporary is not None:
+            await service.temporary.clear()
         report(removed)
 
 
@@ -295,26 +404,17 @@ def upgrade_database(settings: Settings) -> bool:
     return upgrade(settings.database)
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that `doctor` looked at: `ok`, `warning` or `failed`, and what to do."""
-
-    what: str
-    verdict: str
-    detail: str
-
-
 async def examine(settings: Settings, findings: list[Finding]) -> None:
     """Look at the settings and at everything they name, without changing an order; add what was found."""
-    findings.append(Finding("settings", "ok", f"read; stages {settings.stages.value}"))
+    findings.append(
+        Finding("settings", "ok", f"read; stages {settings.stages.value}, intake {settings.intake.value}")
+    )
     try:
         async with open_service(settings, working=False) as service:
-            await _examine_database(service, findings)
-            findings.append(Finding("cache", "ok", service.cache.name))
-            breaker = await service.queries.breaker()
-            verdict = "ok" if breaker.open_until is None else "warning"
-            findings.append(
-                Finding("gateway", verdict, f"{service.gateway.name}, circuit breaker {breaker.state}")
-            )
+            await doctor.examine_database(service.database, service.queries, findings)
+            await doctor.examine_cache(service.cache, findings)
+            await doctor.examine_broker(service.broker, service.temporary, findings)
+            await doctor.examine_gateway(service.gateway, service.queries, findings)
             findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
     except ExpediterError as error:
         what = "settings" if isinstance(error, ConfigurationError) else "database"
@@ -323,21 +423,3 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
         findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
     else:
         findings.append(Finding("admin", "ok", "admin calls ask for the password"))
-
-
-async def _examine_database(service: Service, findings: list[Finding]) -> None:
-    database = service.database
-    found = await database.durability_settings()
-    wrong = [
-        f"{name} is {found[name]}, not {want}" for name, want in database.power_safe.items() if found[name] != want
-    ]
-    said = ", ".join(f"{name}={value}" for name, value in found.items())
-    findings.append(Finding("database", "ok", database.describe()))
-    if wrong:
-        findings.append(Finding("durability", "failed", f"process-safe only: {'; '.join(wrong)}"))
-    else:
-        findings.append(Finding("durability", "ok", f"{database.durability}: {said}"))
-    state, _ = await service.queries.queue()
-    verdict = "warning" if state.dead else "ok"
-    text = f"{state.ready} ready, {state.scheduled} scheduled, {state.leased} leased, {state.dead} parked"
-    findings.append(Finding("queue", verdict, text))

@@ -128,7 +128,8 @@ class Settings(BaseSettings):
         password = self.rabbitmq_password.get_secret_value() if self.rabbitmq_password else "guest"
         port = self.rabbitmq_port or (5671 if self.mq_use_ssl else 5672)
         scheme = "amqps" if self.mq_use_ssl else "amqp"
-        return f"{scheme}://{quote(self.rabbitmq_user, safe='')}:{quote(password, safe='')}@{self.rabbitmq_host}:{port}/"
+        who = f"{quote(self.rabbitmq_user, safe='')}:{quote(password, safe='')}"
+        return f"{scheme}://{who}@{self.rabbitmq_host}:{port}/"
 
     @property
     def temporary_orders(self) -> str:

@@ -19,7 +19,7 @@ from expediter.commands import ClaimJob, Command, PlaceOrder
 from expediter.decisions import decide
 from expediter.dialects import Connection, Row
 from expediter.drafts import Decision
-from expediter.errors import DuplicateOrder, ExpediterError, StaleLease
+from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, StaleLease
 from expediter.events import Event
 from expediter.keys import Kept, keep_answers, load_answers, replay_answer
 from expediter.orders import NEVER, Attempt, AttemptResult, Job, JobKind, Line, Order
@@ -97,8 +97,8 @@ _to_json = msgspec.json.Encoder().encode
 class Batch(NamedTuple):
     """What a batch came to: an outcome per request, and the newest event's position before and after it.
 
-    `changed` has the orders that were there before, with their versions now (NEVER: they are deleted). `last` is its
-    own last event (None: it changed no order), by which one can tell later whether it was committed.
+    `changed` has the orders that were there before, with their versions now (NEVER: they are deleted). `last` is
+    its own last event (None: it changed no order), by which one can tell later whether it was committed.
     """
 
     outcomes: list[Outcome]
@@ -192,6 +192,7 @@ class _Batch:
         try:
             if asked.key and asked.key.key in self._answers:
                 return replay_answer(asked.key, self._answers[asked.key.key])
+            self._check_base(asked)
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
             return refused
@@ -200,6 +201,12 @@ class _Batch:
                 await self._load_lines([outcome.order.order_id])
             return self._keep(asked, outcome)
         return outcome
+
+    def _check_base(self, asked: Request) -> None:
+        if asked.base_version:
+            order = self._after.get(asked.command.order_id, (None, None))[0]
+            if order is None or order.version < asked.base_version:
+                raise NotYetApplied(f"order {asked.command.order_id} has not reached version {asked.base_version}")
 
     def _decide(self, command: Command) -> Applied:
         order_id = command.order_id

@@ -91,10 +91,14 @@ class Worker:
             # What cannot be handed in now is found again when its lease ends.
             await asyncio.wait(self._running, timeout=GIVE_BACK_SECONDS_MAX)
 
+    def wake(self) -> None:
+        """Look for due jobs now."""
+        self._wake.set()
+
     def _notice(self, changes: Sequence[Applied]) -> None:
         for change in changes:
             if change.job is not None and change.job.holder is None:
-                self._wake.set()
+                self.wake()
                 return
 
     @property

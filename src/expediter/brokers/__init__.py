@@ -24,8 +24,9 @@ class Topic(StrEnum):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One message. `token` is the broker's own mark, by which the message is acknowledged; `redelivered` says that it
-    may have been received before.
+    """One message. `token` is the broker's own mark, by which the message is acknowledged.
+
+    `redelivered` says that it may have been received before.
     """
 
     token: object
@@ -43,8 +44,8 @@ class Depth(msgspec.Struct, frozen=True):
 class Broker(Protocol):
     """A queue of messages for each topic; every message goes to one receiver, first in, first out.
 
-    Each method raises BrokerUnavailable when the broker cannot be used now; it reconnects by itself, for ever, with
-    bounded waits. Queues, streams and groups that vanished are made again.
+    Each method raises BrokerUnavailable when the broker cannot be used now; it reconnects by itself, for ever,
+    with bounded waits. Queues, streams and groups that vanished are made again.
     """
 
     #: What it is, for people: "Redis Streams at 127.0.0.1:6379/0". Never with a password.

@@ -24,11 +24,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
-from redis.exceptions import ResponseError
 
 from expediter.cache import Entry, LoadOrder, LoadPage
 from expediter.gathering import Gatherer
-from expediter.redis_client import RedisUnavailable, connect, deadline, place_of
+from expediter.redis_client import RedisUnavailable, Run, connect, deadline, place_of
 
 #: Seconds that one call may take; after that the database answers.
 CALL_SECONDS_MAX = 0.05
@@ -123,8 +122,8 @@ class RedisCache:
         self.name = f"Redis at {place_of(url)}"
         self._ttl_seconds = ttl_seconds
         self._ttl_ms = str(max(1, int(ttl_seconds * 1000)))
-        self._client = connect(url, "REDIS_URL", connections=CONNECTIONS, on_connect=self._on_connect)
-        self._run = ""
+        self._run = Run()
+        self._client = connect(url, "REDIS_URL", connections=CONNECTIONS, run=self._run)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._lookups: Gatherer[str, tuple[bytes, bytes | None]] = Gatherer(
@@ -224,7 +223,7 @@ class RedisCache:
         async with deadline(CALL_SECONDS_MAX):
             found: list[Any] = await self._client.mget([EPOCH, *(f"orders:detail:{each}" for each in order_ids)])
             epoch, values = found[0], found[1:]
-            if not epoch or not epoch.startswith(self._run.encode()):
+            if not epoch or not epoch.startswith(self._run.id.encode()):
                 epoch = await self._retire_lists((), [*self._epoch(), secrets.token_hex(8)])
                 values = [None] * len(order_ids)
         return [(epoch, value) for value in values]
@@ -297,22 +296,9 @@ class RedisCache:
             await asyncio.wait(set(self._background))
         await self._client.aclose()
 
-    async def _on_connect(self, connection: Any) -> None:
-        await connection.on_connect()
-        try:
-            await connection.send_command("INFO", "server")
-            told = await connection.read_response()
-        except ResponseError:
-            # Managed servers may forbid it: then an old snapshot that comes back is not told from the present.
-            self._run = "run"
-            return
-        text = told if isinstance(told, bytes) else str(told).encode()
-        found = re.search(rb"run_id:([0-9a-f]{12})", text)
-        self._run = found[1].decode() if found else "run"
-
     def _epoch(self) -> tuple[str, str]:
         """Return this server's run and an epoch to begin if the present one is not of it."""
-        return self._run, f"{self._run}-{secrets.token_hex(6)}"
+        return self._run.id, f"{self._run.id}-{secrets.token_hex(6)}"
 
     async def _new_epoch(self) -> None:
         _, epoch = self._epoch()

@@ -134,6 +134,8 @@ async def admin_reset(call: Call, context: Context) -> Reply:
     outcome = await context.committer.clear(key, word)
     if isinstance(outcome, Replayed):
         return answer_reply(outcome.answer, replayed=True)
+    if context.temporary is not None:
+        await context.temporary.clear()
     return answer_reply(word(outcome), replayed=False)
 
 

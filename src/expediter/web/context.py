@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from expediter.brokers import Broker
 from expediter.cache import Cache
 from expediter.committer import Committer
+from expediter.intake import QueuedIntake
 from expediter.orders import MICROSECONDS
 from expediter.queries import Queries
 from expediter.settings import Settings
+from expediter.temporary import TemporaryOrders
 
 
 @dataclass
 class Context:
-    """The parts that the web uses. `draining` turns readiness off while the process stops."""
+    """The parts that the web uses. `draining` turns readiness off while the process stops.
+
+    `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
+    """
 
     settings: Settings
     committer: Committer
@@ -24,6 +30,9 @@ class Context:
     database: str
     working: bool
     worker_alive: Callable[[], bool]
+    broker: Broker | None = None
+    intake: QueuedIntake | None = None
+    temporary: TemporaryOrders | None = None
     draining: bool = False
 
     @property

@@ -39,9 +39,10 @@ _HEADERS_BY_STATUS = {201: ("Location", "ETag"), 405: ("Allow",), 503: ("Retry-A
 
 def openapi_document(operations: Sequence[Operation]) -> bytes:
     """Return the document for these operations as JSON."""
-    types = [Problem]
+    types: list[Any] = [Problem]
     for operation in operations:
-        types += [body for body in operation.answers.values() if body is not None and not isinstance(body, str)]
+        for body in operation.answers.values():
+            types += [kind for kind in (body if isinstance(body, tuple) else (body,)) if isinstance(kind, type)]
         types += [operation.body] if operation.body is not None else []
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     for name, groups in _AT_LEAST_ONE.items():
@@ -137,6 +138,8 @@ def _with_headers(answer: dict[str, Any], status: int) -> dict[str, Any]:
 
 
 def _schema(kind: Any) -> dict[str, Any]:
+    if isinstance(kind, tuple):
+        return {"anyOf": [_schema(each) for each in kind]}
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
     return schema
 

@@ -25,8 +25,8 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method on one or several paths.
 
-    `answers` maps each status of success to what its body is (a type that msgspec knows, a media type, or None for
-    none); `problems` are the statuses of refusal beyond those that every operation may answer.
+    `answers` maps each status of success to what its body is (a type that msgspec knows, several of them, a media
+    type, or None for none); `problems` are the statuses of refusal beyond those that every operation may answer.
     """
 
     method: str

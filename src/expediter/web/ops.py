@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from expediter import __version__
-from expediter.errors import ExpediterError
+from expediter.brokers import Topic
+from expediter.errors import BrokerUnavailable, ExpediterError
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, json_reply
 from expediter.web.operations import Operation
@@ -51,7 +52,7 @@ async def health(call: Call, context: Context) -> Reply:
     """Return a verdict for each dependency; 503 when orders cannot be taken."""
     call.query()
     database = await _database(context)
-    parts = {"database": database, "cache": _cache(context), "queue": _queue(context)}
+    parts = {"database": database, "cache": _cache(context), "queue": await _queue(context)}
     if database.status == "ok":
         parts["payment_gateway"] = await _gateway(context)
     statuses = {part.status for part in parts.values()}
@@ -82,12 +83,27 @@ def _cache(context: Context) -> Dependency:
     return Dependency("ok", f"{context.cache.name}: {counts['hits']} hits, {counts['misses']} misses")
 
 
-def _queue(context: Context) -> Dependency:
-    if not context.working:
-        return Dependency("ok", "the database; this process has no workers, `expediter work` starts some")
+async def _queue(context: Context) -> Dependency:
+    broker = context.broker
+    name = "the database" if broker is None else broker.name
     if not context.worker_alive():
-        return Dependency("down", "the database; the workers of this process have ended: restart it")
-    return Dependency("ok", "the database; workers run in this process")
+        return Dependency("down", f"{name}; the workers of this process have ended: restart it")
+    workers = "workers run in this process"
+    if not context.working:
+        workers = "this process has no workers, `expediter work` starts some"
+    if broker is None:
+        return Dependency("ok", f"{name}; {workers}")
+    try:
+        depth = await broker.depth(Topic.COMMANDS)
+    except BrokerUnavailable as error:
+        instead = "the workers find what is due in the database by themselves"
+        if context.intake is not None:
+            instead += ", and orders are stored there before they are answered"
+        return Dependency("degraded", f"{name}: {error}; {instead}")
+    said = f"{name}; {workers}; {depth.waiting} messages of queued commands wait, {depth.dead} are put aside"
+    if context.intake is not None and context.intake.failing is not None:
+        return Dependency("degraded", f"{said}; orders are stored directly: {context.intake.failing}")
+    return Dependency("degraded" if depth.dead else "ok", said)
 
 
 async def _gateway(context: Context) -> Dependency:

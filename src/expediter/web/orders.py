@@ -10,8 +10,9 @@ import uuid_utils
 from expediter.commands import CancelOrder, ChangeStatus, Command, DeleteOrder, RetryOrder
 from expediter.documents import EventDocument, OrderDocument, event_document, order_document
 from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
+from expediter.intake import Word
 from expediter.orders import Line, Order, is_order_id
-from expediter.requests import Answer, Applied, Replayed, Request
+from expediter.requests import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import JSON, Call, Header, Reply, answer_reply, json_reply, whole_number
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation, query
@@ -25,6 +26,13 @@ WAIT_SECONDS_MAX = 30.0
 class Placed(OrderDocument, frozen=True, kw_only=True):
     """A new order as the short path answers it."""
 
+    message: str
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A change that was accepted and is carried out as soon as it can be."""
+
+    order_id: str
     message: str
 
 
@@ -53,9 +61,17 @@ def require_json(call: Call) -> None:
         raise RequestRefused(415, "Unsupported media type", "Send the body as Content-Type: application/json")
 
 
-async def carry_out(call: Call, context: Context, request: Request) -> tuple[Applied | None, Reply | None]:
-    """Submit a request; return what was applied, or the stored answer of an earlier one. Raises the refusal."""
-    outcome = await context.committer.submit(request)
+async def carry_out(context: Context, request: Request, word: Word) -> tuple[Applied | None, Reply | None]:
+    """Submit a request; return what was applied, or the answer of a queued or an earlier one. Raises the refusal.
+
+    `word` has the answer to a queued one.
+    """
+    if context.intake is None:
+        outcome: Outcome | Queued = await context.committer.submit(request)
+    else:
+        outcome = await context.intake.submit(request, word)
+    if isinstance(outcome, Queued):
+        return None, answer_reply(outcome.answer, replayed=False)
     if isinstance(outcome, Applied):
         return outcome, answer_reply(outcome.answer, replayed=False) if outcome.answer else None
     if isinstance(outcome, Replayed):
@@ -81,7 +97,8 @@ async def create_order(call: Call, context: Context) -> Reply:
     short = call.short
     key = call.idempotency_key(body, context.keep)
     word = partial(_placed_answer, short=short) if key else None
-    applied, reply = await carry_out(call, context, Request(command, key, word))
+    queued = partial(_queued_answer, call=call, placed=True)
+    applied, reply = await carry_out(context, Request(command, key, word), queued)
     if reply is not None:
         return reply
     assert applied is not None
@@ -189,7 +206,7 @@ async def _change(call: Call, context: Context, command: Command, body: bytes, s
     key = call.idempotency_key(body, context.keep)
     word = partial(_changed_answer, status=status) if key else None
     request = Request(command, key, word, with_lines=status != 204)
-    applied, reply = await carry_out(call, context, request)
+    applied, reply = await carry_out(context, request, partial(_queued_answer, call=call, placed=False))
     if reply is not None:
         return reply
     assert applied is not None
@@ -206,6 +223,19 @@ def _changed_answer(order: Order, lines: tuple[Line, ...], *, status: int) -> An
     return _kept(_changed_reply(order, lines, status))
 
 
+def _queued_answer(
+    order: Order | None, lines: tuple[Line, ...], order_id: str, *, call: Call, placed: bool
+) -> Answer:
+    """Word the answer to a command that the broker has: the order as it will be, where that is known."""
+    if order is None:
+        return _kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
+    if placed:
+        reply = _placed_reply(order, lines, call.short)
+        reply.status = 202
+        return _kept(reply)
+    return _kept(_changed_reply(order, lines, 202))
+
+
 async def order_events(call: Call, context: Context) -> Reply:
     """Return the history of an order, oldest first."""
     order_id = path_order_id(call)
@@ -218,6 +248,8 @@ def _both(rest: str = "") -> tuple[str, ...]:
     return (f"/api/v1/orders{rest}", f"/orders{rest}")
 
 
+#: The order as it will be; where the database is away and nobody can say, that the change was accepted.
+_QUEUED = (OrderDocument, Accepted)
 _CHANGE = (IDEMPOTENCY_KEY, IF_MATCH)
 
 OPERATIONS = (
@@ -238,7 +270,7 @@ OPERATIONS = (
         handler=create_order,
         summary="Place an order",
         tag="orders",
-        answers={201: Placed},
+        answers={201: Placed, 202: Placed},
         problems=(409,),
         body=OrderBody,
         parameters=(IDEMPOTENCY_KEY,),
@@ -250,7 +282,7 @@ OPERATIONS = (
         summary="Get an order",
         tag="orders",
         answers={200: OrderDocument, 304: None},
-        problems=(412,),
+        problems=(409, 412),
         parameters=(
             query("wait", "Hold the answer until the order changes.", type="number", minimum=0, maximum=30),
             query("min_version", "Never answer an older version.", type="integer", minimum=0, maximum=2**53),
@@ -263,7 +295,7 @@ OPERATIONS = (
         handler=delete_order,
         summary="Delete an order",
         tag="orders",
-        answers={204: None},
+        answers={202: Accepted, 204: None},
         problems=(409, 412),
         parameters=_CHANGE,
     ),
@@ -273,7 +305,7 @@ OPERATIONS = (
         handler=change_status,
         summary="Change an order's status",
         tag="orders",
-        answers={200: OrderDocument},
+        answers={200: OrderDocument, 202: _QUEUED},
         problems=(409, 412),
         body=StatusBody,
         parameters=_CHANGE,
@@ -284,7 +316,7 @@ OPERATIONS = (
         handler=cancel_order,
         summary="Cancel an order",
         tag="orders",
-        answers={202: OrderDocument},
+        answers={202: _QUEUED},
         problems=(409, 412),
         parameters=_CHANGE,
     ),
@@ -294,7 +326,7 @@ OPERATIONS = (
         handler=retry_order,
         summary="Retry an order",
         tag="orders",
-        answers={202: OrderDocument},
+        answers={202: _QUEUED},
         problems=(409, 412),
         parameters=_CHANGE,
     ),

@@ -7,6 +7,7 @@ import structlog
 
 from expediter.errors import (
     BadRequest,
+    CommandRefused,
     Conflict,
     ConstraintViolated,
     DuplicateOrder,
@@ -65,6 +66,7 @@ STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
     (IllegalTransition, 409, "Illegal transition"),
     (MoneyInFlight, 409, "Money in flight"),
     (Conflict, 409, "Conflict"),
+    (CommandRefused, 409, "Refused"),
     (PreconditionFailed, 412, "Precondition failed"),
     (InvalidInput, 422, "Invalid input"),
     (IdempotencyMismatch, 422, "Idempotency key reused"),

@@ -1,0 +1,214 @@
+"""The applier: takes queued commands from the broker into the database.
+
+A message is acknowledged when all of its commands are settled: stored, found stored already, or refused, with the
+reason in the order's history. Whatever is in between when a process dies comes again, and changes nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+
+from expediter.brokers import Broker, Delivery, Topic
+from expediter.commands import PlaceOrder, RecordRefusal
+from expediter.committer import BATCH_REQUESTS_MAX, Committer
+from expediter.errors import (
+    BrokerUnavailable,
+    ConstraintViolated,
+    DuplicateOrder,
+    IdempotencyMismatch,
+    NotYetApplied,
+    OrderNotFound,
+    Unavailable,
+)
+from expediter.queued import QueuedCommand, unpack
+from expediter.redis_client import RedisUnavailable
+from expediter.requests import Applied, Outcome, Replayed, Request
+from expediter.temporary import Settled, TemporaryOrders
+
+#: Messages taken at once, and rounds of them under way.
+MESSAGES_PER_ROUND = 20
+ROUNDS_MAX = 2
+#: Seconds that one look for messages waits.
+WAIT_SECONDS = 1.0
+#: Seconds for which a command waits for the one before it, which another process may be at; and between two looks.
+PREDECESSOR_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 0.02
+#: Pause after broker or database were not there, in seconds: it grows from one to the other.
+PAUSE_SECONDS_MIN = 0.1
+PAUSE_SECONDS_MAX = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class _Work(NamedTuple):
+    command: QueuedCommand
+    again: bool
+
+
+class Applier:
+    """Applies queued commands. Use it from one event loop."""
+
+    def __init__(self, committer: Committer, broker: Broker, temporary: TemporaryOrders) -> None:
+        """Take from `broker`, store by `committer`, and settle what `temporary` shows."""
+        self._committer = committer
+        self._broker = broker
+        self._temporary = temporary
+        self._rounds: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to take commands."""
+        self._task = asyncio.create_task(self._run(), name="applier")
+
+    def stop_taking(self) -> None:
+        """Take no more; what was taken is applied."""
+        self._stopping.set()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Take no more and apply what was taken within `drain_seconds`; the rest goes back to the broker."""
+        self.stop_taking()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._rounds:
+            await asyncio.wait(self._rounds, timeout=drain_seconds)
+        for task in self._rounds:
+            task.cancel()
+        if self._rounds:
+            await asyncio.wait(self._rounds)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes commands, or was told to stop."""
+        return self._stopping.is_set() or (self._task is not None and not self._task.done())
+
+    async def _run(self) -> None:
+        pause = PAUSE_SECONDS_MIN
+        while not self._stopping.is_set():
+            if len(self._rounds) >= ROUNDS_MAX:
+                await asyncio.wait(self._rounds, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            try:
+                deliveries = await self._broker.receive(
+                    Topic.COMMANDS, limit=MESSAGES_PER_ROUND, wait_seconds=WAIT_SECONDS
+                )
+                pause = PAUSE_SECONDS_MIN
+            except BrokerUnavailable:
+                await self._rest(pause)
+                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+                continue
+            if deliveries:
+                task = asyncio.create_task(self._take(deliveries))
+                self._rounds.add(task)
+                task.add_done_callback(self._rounds.discard)
+
+    async def _take(self, deliveries: Sequence[Delivery]) -> None:
+        """Apply messages; one that fails in a way that nobody foresaw is put aside, and the others are not."""
+        try:
+            await self._apply(deliveries)
+        except Exception as error:
+            log.exception("queued commands could not be applied", messages=len(deliveries))
+            if len(deliveries) == 1:
+                await self._put_aside(deliveries[0], f"{type(error).__name__}: {error}")
+                return
+            for delivery in deliveries:
+                await self._take([delivery])
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _apply(self, deliveries: Sequence[Delivery]) -> None:
+        usable = []
+        work: list[_Work] = []
+        for delivery in deliveries:
+            try:
+                commands = unpack(delivery.body)
+            except ValueError as error:  # msgspec's errors are of this kind, too
+                await self._put_aside(delivery, f"it holds no commands: {error}")
+                continue
+            usable.append(delivery)
+            work += [_Work(command, delivery.redelivered) for command in commands]
+        settled = await self._settle(work)
+        try:
+            await self._temporary.settle(settled)
+        except RedisUnavailable as error:
+            # Readers find the orders in the database, which is asked where Redis knows nothing newer.
+            log.warning("stored orders stay marked as waiting: Redis cannot be reached", error=str(error))
+        try:
+            await self._broker.acknowledge(Topic.COMMANDS, usable)
+        except BrokerUnavailable as error:
+            log.info("applied commands come again: the broker is away", error=str(error))
+
+    async def _put_aside(self, delivery: Delivery, reason: str) -> None:
+        log.error("a message is put aside among the dead", reason=reason)
+        try:
+            await self._broker.reject(Topic.COMMANDS, delivery, reason)
+        except BrokerUnavailable as error:
+            log.info("an unusable message comes again: the broker is away", error=str(error))
+
+    async def _settle(self, work: Sequence[_Work]) -> list[Settled]:
+        """Carry out commands until each is stored or refused; return what became of them."""
+        settled = []
+        until = asyncio.get_running_loop().time() + PREDECESSOR_SECONDS
+        while work:
+            waits = asyncio.get_running_loop().time() < until
+            requests = [each.command.request(waits=waits, again=each.again) for each in work]
+            later: list[_Work] = []
+            for each, outcome in zip(work, await self._carry_out(requests), strict=True):
+                if isinstance(outcome, NotYetApplied):
+                    later.append(each)
+                elif isinstance(outcome, ConstraintViolated) and not each.again:
+                    # Its id was thought to be new, and is in the database: then it comes a second time.
+                    later.append(_Work(each.command, again=True))
+                else:
+                    settled.append(await self._settled(each.command, outcome))
+            work = later
+            if work:
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        return settled
+
+    async def _settled(self, queued: QueuedCommand, outcome: Outcome) -> Settled:
+        command = queued.command
+        if isinstance(outcome, (Applied, Replayed)):
+            return Settled(command.order_id, queued.token)
+        if isinstance(outcome, DuplicateOrder) and isinstance(command, PlaceOrder) and command.fresh:
+            return Settled(command.order_id, queued.token)  # its id is its own: it is the same order
+        reason = str(outcome)
+        log.warning("a queued command was refused", order_id=command.order_id, error=reason)
+        if isinstance(outcome, IdempotencyMismatch):
+            return Settled(command.order_id, queued.token, reason)
+        refusal = RecordRefusal(order_id=command.order_id, error=f"A queued command was refused: {reason}")
+        answer = queued.answer
+        word = (lambda order, lines: answer) if answer is not None else None
+        (recorded,) = await self._carry_out([Request(refusal, queued.key, word)])
+        if isinstance(recorded, OrderNotFound):
+            return Settled(command.order_id, queued.token, reason)
+        return Settled(command.order_id, queued.token)
+
+    async def _carry_out(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Submit requests, waiting for the database for as long as it takes."""
+        parts = [
+            requests[start : start + BATCH_REQUESTS_MAX] for start in range(0, len(requests), BATCH_REQUESTS_MAX)
+        ]
+        return [outcome for part in await asyncio.gather(*map(self._submit, parts)) for outcome in part]
+
+    async def _submit(self, requests: Sequence[Request]) -> list[Outcome]:
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            try:
+                return await self._committer.submit_patiently(requests)
+            except Unavailable as error:
+                log.info("queued commands wait for the database", count=len(requests), error=str(error))
+                # Until the drain is over: then the task is cancelled and the broker keeps them.
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+            except ConstraintViolated as error:
+                return [error for _ in requests]

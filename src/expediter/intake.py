@@ -1,0 +1,385 @@
+"""Queued intake: a command is accepted once the broker has it, and stored later by the workers.
+
+On its way it passes the same `decide` as in the database, on what is known of the order, so that most of what
+would be refused is refused at once. Where the broker or Redis cannot take it, it is stored directly; where the
+database cannot either, nothing is accepted. What the broker holds is remembered here until it is seen in the
+database: a broker that was wiped is given it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+import structlog
+import uuid_utils
+from msgspec.structs import replace
+
+from expediter import lookups
+from expediter.brokers import Broker, Topic
+from expediter.commands import Command, PlaceOrder
+from expediter.committer import Committer
+from expediter.decisions import decide
+from expediter.dialects import Database
+from expediter.documents import order_document
+from expediter.errors import (
+    BrokerUnavailable,
+    Conflict,
+    DuplicateOrder,
+    ExpediterError,
+    IdempotencyMismatch,
+    OrderNotFound,
+    Overloaded,
+    Unavailable,
+)
+from expediter.gathering import Gatherer
+from expediter.orders import MICROSECONDS, Job, Line, Order
+from expediter.queries import Queries
+from expediter.queued import QueuedCommand, pack, queued
+from expediter.redis_client import RedisUnavailable
+from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
+from expediter.temporary import Kept, Prediction, Temporary, TemporaryOrders
+
+#: Commands in one message, at most, and the bytes at which a message is full.
+COMMANDS_PER_MESSAGE = 100
+MESSAGE_BYTES = 512 * 1024
+#: Commands that may wait for their message; one more is refused with Overloaded.
+WAITING_MAX = 10_000
+#: Commands that are remembered until they are seen in the database; beyond that the broker alone has the oldest.
+REMEMBERED_MAX = 20_000
+#: A command is looked for in the database after so many seconds, and sent again after so many more.
+LOOK_SECONDS = 2.0
+AGAIN_SECONDS = 5.0
+#: The same while the queue is not empty: it may just be waiting its turn.
+AGAIN_BUSY_SECONDS = 30.0
+#: How often a command is sent again.
+AGAIN_MAX = 10
+#: Commands that are looked for at once.
+LOOKS_PER_ROUND = 500
+#: Seconds that the database may take to say what it knows of an order; beyond that it is accepted unjudged.
+JUDGE_SECONDS = 0.5
+#: How long a command of no caller's key is known by its token, in microseconds.
+TOKEN_KEEP = 86_400 * MICROSECONDS
+
+#: Words the answer to a queued command: the order as it will be (None: gone or not known), its lines, its id.
+Word = Callable[[Order | None, tuple[Line, ...], str], Answer]
+
+log = structlog.get_logger(__name__)
+
+
+class _Accepted(NamedTuple):
+    command: QueuedCommand
+    temporary: Temporary
+    new: bool
+
+
+class _Remembered(msgspec.Struct):
+    accepted: _Accepted
+    sent_at: float
+    times: int = 0
+
+
+class QueuedIntake:
+    """Accepts commands into the broker. Use it from one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        committer: Committer,
+        queries: Queries,
+        broker: Broker,
+        temporary: TemporaryOrders,
+    ) -> None:
+        """Publish to `broker`, keep what is not stored in `temporary`, and fall back to `committer`."""
+        self._database = database
+        self._committer = committer
+        self._queries = queries
+        self._broker = broker
+        self._temporary = temporary
+        self._messages: Gatherer[_Accepted, bool] = Gatherer(
+            self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
+        )
+        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._task: asyncio.Task[None] | None = None
+        #: Why commands are stored directly now; None while the broker takes them.
+        self.failing: str | None = None
+
+    def start(self) -> None:
+        """Begin to look after what was accepted."""
+        self._task = asyncio.create_task(self._look_after(), name="intake")
+
+    async def stop(self) -> None:
+        """Send what was asked for, then stop."""
+        await self._messages.finish()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def submit(self, request: Request, word: Word) -> Outcome | Queued:
+        """Accept a request, and return its answer as `word` has it.
+
+        Returns what the committer returned where the request had to be stored directly. Raises what `decide`
+        raises, Overloaded, and Unavailable when neither broker nor database can take it.
+        """
+        if self._messages.waiting >= WAITING_MAX:
+            raise Overloaded(f"{self._messages.waiting} commands wait for the broker; try again")
+        now = time.time_ns() // 1000
+        command = request.command
+        if isinstance(command, PlaceOrder):
+            command = replace(command, placed_at=now)
+        if request.key is None:
+            return await self._queue(request, command, word, now)
+        return await self._once(request.key, request, command, word, now)
+
+    async def _once(
+        self, key: IdempotencyKey, request: Request, command: Command, word: Word, now: int
+    ) -> Outcome | Queued:
+        """Accept a request with an Idempotency-Key, unless it was accepted before."""
+        try:
+            mine = Kept(fingerprint=key.fingerprint, order_id=command.order_id)
+            kept, free = await self._temporary.begin(key.key, mine, key.keep // 1000)
+        except RedisUnavailable as error:
+            return await self._store(replace(request, command=command), error)
+        if kept.fingerprint != key.fingerprint:
+            if free:
+                await self._give_up(key, forget=False)
+            raise IdempotencyMismatch("This Idempotency-Key was used before with another request")
+        if kept.answer is not None:
+            if free:
+                await self._give_up(key, forget=False)
+            return Replayed(msgspec.json.decode(kept.answer, type=Answer))
+        if not free:
+            raise Conflict("A request with this Idempotency-Key is under way; try again")
+        # Whoever tried before and did not come to an end had an id for the order: the same one again.
+        command = replace(command, order_id=kept.order_id)
+        try:
+            outcome = await self._queue(replace(request, command=command), command, word, now)
+        except ExpediterError as error:
+            uncertain = isinstance(error, Unavailable)
+            await self._give_up(key, forget=not uncertain)
+            raise
+        if isinstance(outcome, Queued):
+            answer = msgspec.json.encode(outcome.answer).decode()
+            try:
+                await self._temporary.finish(key.key, replace(kept, answer=answer), key.keep // 1000)
+            except RedisUnavailable:
+                log.warning("an Idempotency-Key could not be kept in Redis; the database will know it")
+        else:
+            # It was stored directly, or refused: the database has the last word.
+            await self._give_up(key, forget=True)
+        return outcome
+
+    async def _give_up(self, key: IdempotencyKey, *, forget: bool) -> None:
+        try:
+            await self._temporary.give_up(key.key, forget=forget)
+        except RedisUnavailable:
+            log.warning("an Idempotency-Key stays taken for a moment: Redis cannot be reached")
+
+    async def _queue(self, request: Request, command: Command, word: Word, now: int) -> Outcome | Queued:
+        accepted, answer = await self._judge(request, command, word, now)
+        try:
+            taken = await self._messages.ask(accepted)
+        except (RedisUnavailable, BrokerUnavailable) as error:
+            return await self._store(accepted.command.request(waits=False), error, request)
+        if not taken:
+            raise DuplicateOrder(command.order_id)
+        self.failing = None
+        return Queued(answer)
+
+    async def _judge(self, request: Request, command: Command, word: Word, now: int) -> tuple[_Accepted, Answer]:
+        """Decide on what is known of the order; return what to send, and the answer. Raises the refusal."""
+        known = await self._known(command)
+        token = uuid_utils.uuid7().hex
+        base_version = 0
+        prediction = None
+        deleted = False
+        if known is None and not isinstance(command, PlaceOrder):
+            temporary = Temporary(state="pending", token=token, version=0)
+        else:
+            order, job, lines = known or (None, None, ())
+            decision = decide(order, job, command, now)
+            base_version = order.version if order else 0
+            lines = command.lines if isinstance(command, PlaceOrder) else lines
+            deleted = decision.order is None
+            shown = decision.order or order
+            assert shown is not None  # a command about no order was refused
+            document = b"null" if deleted else order_document(shown, lines)
+            if not deleted:
+                prediction = Prediction(replace(shown, payment_token=None), decision.job, lines)
+            version = base_version + len(decision.events)
+            temporary = Temporary(
+                state="pending",
+                token=token,
+                version=version,
+                order=msgspec.Raw(document),
+                prediction=prediction,
+                deleted=deleted,
+            )
+        answer = word(
+            prediction.order if prediction else None, prediction.lines if prediction else (), command.order_id
+        )
+        fresh = isinstance(command, PlaceOrder) and command.fresh
+        key = request.key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP))
+        kept = answer if request.key else Answer(answer.status_code, {}, "")
+        send = queued(command, token=token, key=key, answer=kept if key else None, base_version=base_version)
+        return _Accepted(send, temporary, isinstance(command, PlaceOrder)), answer
+
+    async def _known(self, command: Command) -> tuple[Order, Job | None, tuple[Line, ...]] | None:
+        """Return the order as it is or will be; None: nobody knows now. Raises OrderNotFound, DuplicateOrder."""
+        placing = isinstance(command, PlaceOrder)
+        if isinstance(command, PlaceOrder) and command.fresh:
+            return None
+        try:
+            temporary = (await self._temporary.find(command.order_id)).temporary
+        except RedisUnavailable:
+            temporary = None
+        if temporary is not None and temporary.state == "pending":
+            if placing:
+                raise DuplicateOrder(command.order_id)
+            if temporary.deleted:
+                raise OrderNotFound(command.order_id)
+            if temporary.prediction is not None:
+                predicted = temporary.prediction
+                return predicted.order, predicted.job, predicted.lines
+        reading = asyncio.ensure_future(
+            self._database.read(partial(lookups.order_job_and_lines, order_id=command.order_id))
+        )
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([reading], timeout=JUDGE_SECONDS)
+        if not reading.done() or reading.exception() is not None:
+            return None
+        stored = reading.result()
+        if placing:
+            if stored is not None:
+                raise DuplicateOrder(command.order_id)
+            return None
+        if stored is None:
+            # What Redis has forgotten may still be on its way.
+            await self._queries.order(command.order_id)
+            return await self._database.read(partial(lookups.order_job_and_lines, order_id=command.order_id))
+        return stored
+
+    async def _store(self, direct: Request, error: Unavailable, asked: Request | None = None) -> Outcome:
+        """Store a request directly, because broker or Redis cannot take it."""
+        if self.failing is None:
+            log.warning("commands are stored directly: broker or Redis cannot take them", error=str(error))
+        self.failing = str(error)
+        asked = asked or direct
+        outcome = await self._committer.submit(
+            replace(direct, with_lines=asked.with_lines, answer=asked.answer if asked.key else direct.answer)
+        )
+        if isinstance(outcome, Applied) and asked.key is None:
+            return replace(outcome, answer=None)
+        return outcome
+
+    async def _send(self, accepted: Sequence[_Accepted]) -> list[bool]:
+        """Keep commands for readers and publish them; return which were new where they had to be."""
+        kept = await self._temporary.put(
+            [(each.command.command.order_id, each.temporary, each.new) for each in accepted]
+        )
+        sending = [each for each, taken in zip(accepted, kept, strict=True) if taken]
+        try:
+            await self._publish(sending)
+        except BrokerUnavailable:
+            try:
+                await self._temporary.remove([each.command.command.order_id for each in sending])
+            except RedisUnavailable:
+                log.warning("orders that were not accepted stay visible: Redis cannot be reached")
+            raise
+        now = time.monotonic()
+        for each in sending:
+            self._remembered[each.command.token] = _Remembered(each, now)
+        while len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
+        return kept
+
+    async def _publish(self, accepted: Sequence[_Accepted]) -> None:
+        part: list[QueuedCommand] = []
+        size = 0
+        for each in accepted:
+            # A line's text is most of what makes a message long; the document has it too.
+            bytes_more = len(bytes(each.temporary.order))
+            if part and size + bytes_more > MESSAGE_BYTES:
+                await self._broker.publish(Topic.COMMANDS, pack(part))
+                part, size = [], 0
+            part.append(each.command)
+            size += bytes_more
+        if part:
+            await self._broker.publish(Topic.COMMANDS, pack(part))
+
+    async def _look_after(self) -> None:
+        """See that everything accepted reaches the database, whatever becomes of the broker and of Redis."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS / 2)
+            now = time.monotonic()
+            waiting = [each for each in self._remembered.values() if now - each.sent_at >= LOOK_SECONDS]
+            for start in range(0, len(waiting), LOOKS_PER_ROUND):
+                try:
+                    await self._look(waiting[start : start + LOOKS_PER_ROUND])
+                except Unavailable as error:
+                    log.debug("what was accepted cannot be looked after now", error=str(error))
+                    break
+
+    async def _look(self, waiting: Sequence[_Remembered]) -> None:
+        missing = await self._missing(waiting)
+        try:
+            busy = (await self._broker.depth(Topic.COMMANDS)).waiting > 0
+        except BrokerUnavailable:
+            # Nobody gets them from a broker that is away: the database does, and what comes later changes nothing.
+            await self._store_directly(missing)
+            return
+        now = time.monotonic()
+        patience = AGAIN_BUSY_SECONDS if busy else AGAIN_SECONDS
+        again = [each for each in missing if now - each.sent_at >= patience]
+        if not again:
+            return
+        log.warning("accepted commands are neither stored nor in the broker; sending them again", count=len(again))
+        try:
+            await self._temporary.put(
+                [(each.accepted.command.command.order_id, each.accepted.temporary, True) for each in again]
+            )
+        except RedisUnavailable as error:
+            log.warning("accepted orders cannot be shown before they are stored", error=str(error))
+        await self._publish(
+            [each.accepted._replace(command=replace(each.accepted.command, again=True)) for each in again]
+        )
+        for each in again:
+            each.sent_at = now
+            each.times += 1
+            if each.times >= AGAIN_MAX:
+                log.error(
+                    "a command was sent again and again and is not stored", token=each.accepted.command.token
+                )
+                self._remembered.pop(each.accepted.command.token, None)
+
+    async def _missing(self, waiting: Sequence[_Remembered]) -> list[_Remembered]:
+        """Return the commands that are not in the database, and forget the others."""
+        by_order = [
+            each.accepted.command.command.order_id for each in waiting if each.accepted.command.key is None
+        ]
+        by_key = [each.accepted.command.key.key for each in waiting if each.accepted.command.key is not None]
+        stored = await self._database.read(partial(lookups.which_are_stored, order_ids=by_order, keys=by_key))
+        missing = []
+        for each in waiting:
+            command = each.accepted.command
+            if (command.key.key if command.key else command.command.order_id) in stored:
+                self._remembered.pop(command.token, None)
+            else:
+                missing.append(each)
+        return missing
+
+    async def _store_directly(self, missing: Sequence[_Remembered]) -> None:
+        if not missing:
+            return
+        requests = [each.accepted.command.request(waits=False, again=True) for each in missing]
+        outcomes = await self._committer.submit_patiently(requests)
+        for each, outcome in zip(missing, outcomes, strict=True):
+            self._remembered.pop(each.accepted.command.token, None)
+            if isinstance(outcome, ExpediterError) and not isinstance(outcome, DuplicateOrder):
+                log.warning("an accepted command was refused", error=str(outcome))
