@@ -53,7 +53,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "queued": CORE | {"requests"},
     "hints": CORE | {"brokers", "gathering", "requests"},
     "intake": CORE
-    | {"brokers", "committer", "dialects", "documents", "gathering", "lookups", "queries", "queued"}
+    | {"brokers", "committer", "dialects", "documents", "gathering", "keys", "lookups", "queries", "queued"}
     | {"redis_client", "requests", "temporary"},
     "applier": CORE | {"brokers", "committer", "queued", "redis_client", "requests", "temporary"},
     "brokers": CORE | {"redis_client"},
@@ -68,6 +68,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "listener": CORE | {"web"},
     "accesslog": CORE,
     "processes": CORE,
+    "background": CORE | {"processes"},
     "service": CORE
     | {
         "accesslog",
@@ -86,7 +87,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"payments", "fulfilment", "stages", "worker", "web", "samples"}
     | {"accepted", "applier", "brokers", "doctor", "hints", "intake", "temporary"},
     "testing": CORE,
-    "cli": CORE | {"settings", "telemetry", "listener", "processes", "service", "__init__", "doctor"},
+    "cli": CORE
+    | {"settings", "telemetry", "background", "listener", "processes", "service", "__init__", "doctor"},
     "__main__": frozenset({"cli"}),
 }
 

@@ -20,7 +20,7 @@ from expediter.settings import Settings, load_settings
 from expediter.telemetry import configure_logs
 
 if TYPE_CHECKING:
-    from expediter import processes
+    from expediter import background, processes
     from expediter.service import Service
 
 app = typer.Typer(
@@ -121,14 +121,16 @@ def _queue_line(service: Service) -> str:
         return "  queue    in the database"
     if broker.failing is None:
         return f"  queue    {broker.name}"
-    return f"  queue    {broker.name} cannot be reached, and while it is so the database is the queue: {broker.failing}"
+    return (
+        f"  queue    {broker.name} cannot be reached, and until it can the database is the queue: {broker.failing}"
+    )
 
 
 def _cache_line(service: Service) -> str:
     cache = service.cache
     if cache.failing is None:
         return f"  cache    {cache.name}"
-    return f"  cache    {cache.name} cannot be reached, and while it is so the database is read: {cache.failing}"
+    return f"  cache    {cache.name} cannot be reached, and until it can the database is read: {cache.failing}"
 
 
 def _opening(settings: Settings, address: str, reachable: Sequence[str], worked_off: str) -> list[str]:
@@ -277,14 +279,14 @@ def up(
     report_fd: _Descriptor = None,
 ) -> None:
     """Start API_WORKERS serving and WORKER_COUNT working processes; pid and log files are in RUN_DIR."""
-    from expediter import processes
+    from expediter import background, processes
 
     settings = _settings(host=host, port=port)
     pid_file = _pid_file(settings)
     if not foreground:
         arguments = ["up", "--foreground", "--host", settings.host, "--port", str(settings.port)]
         arguments += ["--insecure"] if insecure else []
-        address, *lines = processes.launch(arguments, pid_file, drain_seconds=settings.drain_seconds)
+        address, *lines = background.launch(arguments, pid_file, drain_seconds=settings.drain_seconds)
         _say_all(lines)
         print(f"Expediter is up at {address}")
         return
@@ -314,18 +316,18 @@ def up(
 @app.command()
 def down() -> None:
     """Stop what `up` started: requests and jobs under way end first."""
-    from expediter import processes
+    from expediter import background
 
     settings = _settings()
     pid_file = _pid_file(settings)
-    stopped = processes.stop(pid_file, drain_seconds=settings.drain_seconds)
+    stopped = background.stop(pid_file, drain_seconds=settings.drain_seconds)
     print(f"Nothing is up ({pid_file.path})" if stopped is None else f"Stopped {stopped}")
 
 
-def _pid_file(settings: Settings) -> processes.PidFile:
-    from expediter import processes
+def _pid_file(settings: Settings) -> background.PidFile:
+    from expediter import background
 
-    return processes.PidFile(Path(settings.run_dir) / "expediter.pid")
+    return background.PidFile(Path(settings.run_dir) / "expediter.pid")
 
 
 @app.command()

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -25,10 +25,11 @@ from expediter.brokers import Broker, Topic
 from expediter.commands import Command, PlaceOrder
 from expediter.committer import Committer
 from expediter.decisions import decide
-from expediter.dialects import Database
+from expediter.dialects import Connection, Database
 from expediter.documents import order_document
 from expediter.errors import (
     BrokerUnavailable,
+    CommitUncertain,
     Conflict,
     DuplicateOrder,
     ExpediterError,
@@ -38,6 +39,7 @@ from expediter.errors import (
     Unavailable,
 )
 from expediter.gathering import Gatherer
+from expediter.keys import load_answers, replay_answer
 from expediter.orders import MICROSECONDS, Job, Line, Order
 from expediter.queries import Queries
 from expediter.queued import QueuedCommand, pack, queued
@@ -68,6 +70,9 @@ TOKEN_KEEP = 86_400 * MICROSECONDS
 
 #: Words the answer to a queued command: the order as it will be (None: gone or not known), its lines, its id.
 Word = Callable[[Order | None, tuple[Line, ...], str], Answer]
+
+_Known = tuple[Order, Job | None, tuple[Line, ...]]
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -158,8 +163,17 @@ class QueuedIntake:
             raise Conflict("A request with this Idempotency-Key is under way; try again")
         # Whoever tried before and did not come to an end had an id for the order: the same one again.
         command = replace(command, order_id=kept.order_id)
+        request = replace(request, command=command)
         try:
-            outcome = await self._queue(replace(request, command=command), command, word, now)
+            # Redis may have forgotten what the database knows.
+            outcome = await self._stored_answer(key) or await self._queue(request, command, word, now)
+        except Conflict as refused:
+            # What stands in the way may be this very request, which was stored after all.
+            again = await self._committer.submit(request)
+            await self._give_up(key, forget=True)
+            if isinstance(again, ExpediterError):
+                raise refused from None
+            return again
         except ExpediterError as error:
             uncertain = isinstance(error, Unavailable)
             await self._give_up(key, forget=not uncertain)
@@ -174,6 +188,22 @@ class QueuedIntake:
             # It was stored directly, or refused: the database has the last word.
             await self._give_up(key, forget=True)
         return outcome
+
+    async def _stored_answer(self, key: IdempotencyKey) -> Replayed | None:
+        """Return the answer that the database has kept under this key. Raises IdempotencyMismatch."""
+
+        async def work(connection: Connection) -> Replayed | None:
+            known = await load_answers(connection, [key.key], await connection.now())
+            return replay_answer(key, known[key.key]) if key.key in known else None
+
+        return await self._within(self._database.read(work))
+
+    async def _within(self, reading: Awaitable[T]) -> T | None:
+        """Return what was read, None if it takes too long or the database is away; the reading itself goes on."""
+        task = asyncio.ensure_future(reading)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([task], timeout=JUDGE_SECONDS)
+        return None if not task.done() or isinstance(task.exception(), Unavailable) else task.result()
 
     async def _give_up(self, key: IdempotencyKey, *, forget: bool) -> None:
         try:
@@ -230,7 +260,7 @@ class QueuedIntake:
         send = queued(command, token=token, key=key, answer=kept if key else None, base_version=base_version)
         return _Accepted(send, temporary, isinstance(command, PlaceOrder)), answer
 
-    async def _known(self, command: Command) -> tuple[Order, Job | None, tuple[Line, ...]] | None:
+    async def _known(self, command: Command) -> _Known | None:
         """Return the order as it is or will be; None: nobody knows now. Raises OrderNotFound, DuplicateOrder."""
         placing = isinstance(command, PlaceOrder)
         if isinstance(command, PlaceOrder) and command.fresh:
@@ -247,23 +277,20 @@ class QueuedIntake:
             if temporary.prediction is not None:
                 predicted = temporary.prediction
                 return predicted.order, predicted.job, predicted.lines
-        reading = asyncio.ensure_future(
-            self._database.read(partial(lookups.order_job_and_lines, order_id=command.order_id))
-        )
-        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([reading], timeout=JUDGE_SECONDS)
-        if not reading.done() or reading.exception() is not None:
+        looked = await self._within(self._look_up(command.order_id))
+        if looked is None:
             return None
-        stored = reading.result()
-        if placing:
-            if stored is not None:
-                raise DuplicateOrder(command.order_id)
-            return None
-        if stored is None:
+        (stored,) = looked
+        if placing and stored is not None:
+            raise DuplicateOrder(command.order_id)
+        if not placing and stored is None:
             # What Redis has forgotten may still be on its way.
             await self._queries.order(command.order_id)
-            return await self._database.read(partial(lookups.order_job_and_lines, order_id=command.order_id))
+            (stored,) = await self._look_up(command.order_id)
         return stored
+
+    async def _look_up(self, order_id: str) -> tuple[_Known | None]:
+        return (await self._database.read(partial(lookups.order_job_and_lines, order_id=order_id)),)
 
     async def _store(self, direct: Request, error: Unavailable, asked: Request | None = None) -> Outcome:
         """Store a request directly, because broker or Redis cannot take it."""
@@ -271,9 +298,15 @@ class QueuedIntake:
             log.warning("commands are stored directly: broker or Redis cannot take them", error=str(error))
         self.failing = str(error)
         asked = asked or direct
-        outcome = await self._committer.submit(
-            replace(direct, with_lines=asked.with_lines, answer=asked.answer if asked.key else direct.answer)
-        )
+        request = replace(direct, with_lines=asked.with_lines, answer=asked.answer if asked.key else direct.answer)
+        try:
+            outcome = await self._committer.submit(request)
+        except Unavailable as away:
+            if not isinstance(error, BrokerUnavailable):
+                raise
+            # It may have reached the broker all the same: sent again without a key it could be done twice.
+            both = f"{away} The broker cannot take it either, or did not say so; it may yet be stored."
+            raise CommitUncertain(both) from away
         if isinstance(outcome, Applied) and asked.key is None:
             return replace(outcome, answer=None)
         return outcome

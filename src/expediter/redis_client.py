@@ -20,6 +20,9 @@ from expediter.errors import ConfigurationError, Unavailable
 class RedisUnavailable(Unavailable):
     """Redis cannot be used now (gone, full, not answering in time)."""
 
+#: What a deadline adds when it has passed, in seconds: one turn of a busy event loop.
+LATE_SECONDS = 0.01
+
 
 class Run:
     """Which run of the Redis server is reached: a restarted one has forgotten, or remembers old things."""
@@ -87,9 +90,15 @@ def place_of(url: str) -> str:
 @asynccontextmanager
 async def deadline(seconds: float) -> AsyncIterator[None]:
     """Bound what is inside by `seconds`. Raises RedisUnavailable, also for every error of the client's."""
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        async with asyncio.timeout(None) as limit:
+            # A loop that is late runs its timers before it reads what has long arrived: that must come first.
+            timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + LATE_SECONDS))
+            try:
+                yield
+            finally:
+                timer.cancel()
     except TimeoutError as error:
         raise RedisUnavailable(f"Redis did not answer within {seconds * 1000:g} ms") from error
     except (RedisError, OSError) as error:

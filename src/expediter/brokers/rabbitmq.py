@@ -1,7 +1,7 @@
 """A broker on RabbitMQ: a quorum queue of commands, a short-lived queue of hints, and a quorum queue of the dead.
 
-There are two connections, one that publishes and one that receives, because a RabbitMQ that is short of memory or
-disk stops reading from whoever publishes: on one connection it would never see the acknowledgements that free it.
+Whoever publishes has a connection of its own, because a RabbitMQ that is short of memory or disk stops reading from
+it: on a common one it would never see the acknowledgements that free it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -109,7 +108,7 @@ class _Link:
             if self._channel is not None:
                 if not self._channel.is_closed:
                     return self._channel
-                self.drop(self._channel)
+                self.drop()
             if self._opening is None:
                 pause = self._open_at - time.monotonic()
                 if pause > 0 and not patient:
@@ -120,6 +119,16 @@ class _Link:
                 self._opening = asyncio.create_task(self._open())
                 self._opening.add_done_callback(self._opened)
             return await asyncio.shield(self._opening)
+
+    async def renew(self, channel: AbstractChannel) -> AbstractChannel:
+        """Return a new channel on the same connection, in place of this one, which is closed."""
+        await channel.close()
+        assert self._connection is not None
+        fresh = await self._connection.channel()
+        await fresh.set_qos(PREFETCH)
+        await self._queues.declare(fresh)
+        self._channel = fresh
+        return fresh
 
     async def new_channel(self) -> AbstractChannel:
         """Return a channel of the caller's own: one that an error may close."""
@@ -163,11 +172,11 @@ class _Link:
         self._open_at = time.monotonic() + self._pause
         self._trouble = explained(error) if error else ""
 
-    def drop(self, channel: AbstractChannel | None) -> None:
-        """Use this channel no more: after a call that was broken off it may never answer again."""
-        if self._connection is not None and channel is self._channel:
+    def drop(self) -> None:
+        """Use this connection no more: after a call that was broken off its channel may never answer again."""
+        if self._connection is not None:
             self._abandon(self._connection)
-            self._connection = self._channel = None
+        self._connection = self._channel = None
 
     def _abandon(self, connection: aio_pika.abc.AbstractConnection) -> None:
         """Close a connection that is of no more use, without making anybody wait for it."""
@@ -185,76 +194,67 @@ class _Link:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
-        self.drop(self._channel)
+        self.drop()
         if self._closing:
             await asyncio.wait(self._closing)
 
 
-class _Consumers:
-    """What one channel receives. It ends with the channel: what it held then comes again on another."""
+class _Consumer:
+    """What one channel receives of one queue. It ends with the channel: what it held then comes again on another."""
 
-    def __init__(self, channel: AbstractChannel, queues: _Queues) -> None:
+    def __init__(self, channel: AbstractChannel, queue: str) -> None:
         self.channel = channel
-        self._queues = queues
-        self._tags: dict[Topic, str] = {}
-        self._watch_at = dict.fromkeys(Topic, 0.0)
-        self._buffers: dict[Topic, deque[Delivery]] = {topic: deque() for topic in Topic}
-        self._arrived = {topic: asyncio.Event() for topic in Topic}
-        #: The marks of every message of this channel that is not acknowledged, whatever its topic.
-        self._held: dict[int, Topic] = {}
-        channel.close_callbacks.add(self._wake)
+        self._queue = queue
+        self._buffer: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._silent_at = 0.0
+        #: The marks of every message that is not acknowledged, those in the buffer among them.
+        self.held: set[int] = set()
+        #: Whether another one is to take its place.
+        self.retired = False
 
-    async def consume(self, topic: Topic) -> None:
-        """Begin to receive a topic, also where RabbitMQ has ended it: it does when the queue is deleted."""
-        if self._tags.get(topic) is not None and (time.monotonic() < self._watch_at[topic] or self.holds(topic)):
-            return
-        # One that says nothing may have ended: RabbitMQ 3.10 does not tell when a quorum queue is deleted.
-        await self._queues.declare(self.channel)
-        queue = await self.channel.get_queue(self._queues.of(topic), ensure=False)
-        before = self._tags.get(topic)
-        self._tags[topic] = await queue.consume(partial(self._keep, topic))
-        if before is not None:
-            await queue.cancel(before)
-        self._watch_at[topic] = time.monotonic() + WATCH_SECONDS
+    async def begin(self) -> None:
+        """Let RabbitMQ send messages, up to PREFETCH ahead."""
+        self.channel.close_callbacks.add(self._ended)
+        queue = await self.channel.get_queue(self._queue, ensure=False)
+        await queue.consume(self._keep)
+        self._silent_at = time.monotonic() + WATCH_SECONDS
 
-    def holds(self, topic: Topic) -> int:
-        """Return how many messages of a topic are not acknowledged."""
-        return list(self._held.values()).count(topic)
-
-    async def _keep(self, topic: Topic, message: AbstractIncomingMessage) -> None:
+    async def _keep(self, message: AbstractIncomingMessage) -> None:
         assert message.delivery_tag is not None
-        self._held[message.delivery_tag] = topic
-        self._watch_at[topic] = time.monotonic() + WATCH_SECONDS
+        self.held.add(message.delivery_tag)
         token = _Token(self, message.delivery_tag)
-        self._buffers[topic].append(Delivery(token, message.body, redelivered=bool(message.redelivered)))
-        self._arrived[topic].set()
+        self._buffer.append(Delivery(token, message.body, redelivered=bool(message.redelivered)))
+        self._silent_at = time.monotonic() + WATCH_SECONDS
+        self._arrived.set()
 
-    def _wake(self, *_: object) -> None:
-        for event in self._arrived.values():
-            event.set()
+    def _ended(self, *_: object) -> None:
+        self._arrived.set()
 
-    def take(self, topic: Topic, limit: int) -> list[Delivery]:
+    def silent(self) -> bool:
+        """Tell whether nothing has come for so long that RabbitMQ may have forgotten this consumer."""
+        return not self.held and time.monotonic() >= self._silent_at
+
+    def take(self, limit: int) -> list[Delivery]:
         """Return up to `limit` messages that have arrived."""
-        buffer = self._buffers[topic]
-        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
-    async def wait(self, topic: Topic, ends: float) -> None:
+    async def wait(self, ends: float) -> None:
         """Wait for a message, the channel's end or the time `ends`."""
-        self._arrived[topic].clear()
+        self._arrived.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, ends - time.monotonic())):
-                await self._arrived[topic].wait()
+                await self._arrived.wait()
 
     async def acknowledge(self, marks: set[int]) -> None:
-        """Acknowledge what is still held; all at once where that includes nobody else's."""
-        marks = marks & self._held.keys()
+        """Acknowledge what is still held; all at once where that includes nothing else."""
+        marks = marks & self.held
         if not marks or self.channel.is_closed:
             return
-        for mark in marks:
-            del self._held[mark]
+        self.held -= marks
         channel = await self.channel.get_underlay_channel()
         newest = max(marks)
-        if all(mark > newest for mark in self._held):
+        if all(mark > newest for mark in self.held):
             await channel.basic_ack(newest, multiple=True)
         else:
             for mark in sorted(marks):
@@ -264,7 +264,7 @@ class _Consumers:
 class _Token(NamedTuple):
     """Where a message came from, and its mark there: a mark means nothing on another channel."""
 
-    consumers: _Consumers
+    consumer: _Consumer
     mark: int
 
 
@@ -278,14 +278,14 @@ class RabbitBroker:
             port = place.port or (5671 if place.scheme == "amqps" else 5672)
             self._queues = _Queues(queue_name, f"{queue_name}.hints", f"{queue_name}.dead")
             self._publishing = _Link(url, self._queues)
-            self._receiving = _Link(url, self._queues)
+            self._receiving = {topic: _Link(url, self._queues) for topic in Topic}
         except ValueError:
             # The error itself would quote the address, with its password.
             raise ConfigurationError("BROKER_URL cannot be read: percent-encode user and password") from None
         self.name = f"RabbitMQ at {place.hostname or 'localhost'}:{port}, queue {queue_name}"
         self.failing: str | None = None
-        self._consumers: _Consumers | None = None
-        self._consuming = asyncio.Lock()
+        self._consumers: dict[Topic, _Consumer] = {}
+        self._beginning = {topic: asyncio.Lock() for topic in Topic}
         self._closed = False
         self._refused_until = 0.0
         for library in ("aio_pika", "aiormq"):
@@ -316,7 +316,7 @@ class RabbitBroker:
         try:
             await self._queues.declare(channel)
         except BaseException:
-            self._publishing.drop(channel)
+            self._publishing.drop()
             raise
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
@@ -324,37 +324,48 @@ class RabbitBroker:
         ends = time.monotonic() + min(wait_seconds, WAIT_SECONDS_MAX)
         while True:
             async with self._bounded(CONNECT_SECONDS_MAX):
-                consumers = await self._consume(topic)
-            found = consumers.take(topic, limit)
+                consumer = await self._consume(topic)
+            found = consumer.take(limit)
             if found or time.monotonic() >= ends:
                 return found
-            await consumers.wait(topic, ends)
-            if consumers.channel.is_closed:
+            await consumer.wait(ends)
+            if consumer.channel.is_closed and not consumer.retired:
                 raise self._failed("RabbitMQ has ended the connection")
 
-    async def _consume(self, topic: Topic) -> _Consumers:
-        """Return what receives the topic, begun again where it has ended."""
-        channel = await self._receiving.channel(patient=True)
-        async with self._consuming:
-            if self._consumers is None or self._consumers.channel is not channel:
-                self._consumers = _Consumers(channel, self._queues)
+    async def _consume(self, topic: Topic) -> _Consumer:
+        """Return what receives the topic; one that has been silent is replaced, lest it listen to nothing.
+
+        When a quorum queue is deleted RabbitMQ 3.10 does not tell its consumers, and sends nothing to that channel
+        from the queue that takes its place: only a new channel helps.
+        """
+        link = self._receiving[topic]
+        async with self._beginning[topic]:
+            channel = await link.channel(patient=True)
+            consumer = self._consumers.get(topic)
+            known = consumer is not None and consumer.channel is channel
+            if known and consumer is not None and not consumer.silent():
+                return consumer
             try:
-                await self._consumers.consume(topic)
+                if known and consumer is not None:
+                    consumer.retired = True
+                    channel = await link.renew(channel)
+                consumer = self._consumers[topic] = _Consumer(channel, self._queues.of(topic))
+                await consumer.begin()
             except BaseException:
-                self._receiving.drop(channel)
+                link.drop()
                 raise
-            return self._consumers
+            return consumer
 
     async def acknowledge(self, topic: Topic, deliveries: Sequence[Delivery]) -> None:
         """See Broker. What came by a connection that was lost is left alone: it comes again anyway."""
-        marks: dict[_Consumers, set[int]] = {}
+        marks: dict[_Consumer, set[int]] = {}
         for delivery in deliveries:
             assert isinstance(delivery.token, _Token)
-            marks.setdefault(delivery.token.consumers, set()).add(delivery.token.mark)
+            marks.setdefault(delivery.token.consumer, set()).add(delivery.token.mark)
         async with self._bounded(ANSWER_SECONDS_MAX):
-            await self._receiving.channel(patient=False)
-            for consumers, its in marks.items():
-                await consumers.acknowledge(its)
+            await self._receiving[topic].channel(patient=False)
+            for consumer, its in marks.items():
+                await consumer.acknowledge(its)
 
     async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
         """See Broker. A hint is dropped: nobody would ever look at it."""
@@ -367,14 +378,15 @@ class RabbitBroker:
     async def depth(self, topic: Topic) -> Depth:
         """See Broker. RabbitMQ does not say how many messages other processes hold: those are missing here."""
         async with self._bounded(ANSWER_SECONDS_MAX):
-            channel = await self._receiving.new_channel()
+            channel = await self._receiving[topic].new_channel()
             try:
                 await self._queues.declare(channel)
                 waiting = await channel.declare_queue(self._queues.of(topic), passive=True)
                 dead = await channel.declare_queue(self._queues.dead, passive=True)
             finally:
                 await channel.close()
-        held = self._consumers.holds(topic) if self._consumers is not None else 0
+        consumer = self._consumers.get(topic)
+        held = len(consumer.held) if consumer is not None and not consumer.channel.is_closed else 0
         return Depth(
             (waiting.declaration_result.message_count or 0) + held,
             (dead.declaration_result.message_count or 0) if topic is Topic.COMMANDS else 0,
@@ -383,13 +395,13 @@ class RabbitBroker:
     async def durability(self) -> list[tuple[str, bool, str]]:
         """See Broker. A queue of another kind under this name would be an error."""
         async with self._bounded(ANSWER_SECONDS_MAX):
-            await self._receiving.channel(patient=False)
+            await self._receiving[Topic.COMMANDS].channel(patient=False)
         return [(f"quorum queue {self._queues.commands}, confirmed when on disk", True, "")]
 
     async def close(self) -> None:
         """See Broker."""
         self._closed = True
-        await asyncio.gather(self._publishing.close(), self._receiving.close())
+        await asyncio.gather(*(link.close() for link in (self._publishing, *self._receiving.values())))
 
     @asynccontextmanager
     async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
