@@ -123,11 +123,17 @@ class Shop:
             **settings,
         }
         self._stack = stack
-        self.doors = [stack.enter_context(Serving(folder, "--no-workers", **self.settings)) for _ in range(2)]
-        self.workers = [self.hire() for _ in range(2)]
+        with ThreadPoolExecutor(4) as starting:
+            doors = [starting.submit(self._open_door) for _ in range(2)]
+            workers = [starting.submit(self.hire) for _ in range(2)]
+        self.doors = [door.result() for door in doors]
+        self.workers = [worker.result() for worker in workers]
         self.shoppers = Shoppers([door.url for door in self.doors])
         stack.callback(self.shoppers.close)
         self.invoices = online_retail.read_orders(online_retail.DATA)
+
+    def _open_door(self) -> Serving:
+        return self._stack.enter_context(Serving(self.folder, "--no-workers", **self.settings))
 
     def hire(self) -> Program:
         """Start a further working process."""

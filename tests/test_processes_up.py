@@ -412,8 +412,9 @@ def works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def test_a_run_dir_that_cannot_be_used_is_named(folder: Path) -> None:
-    """A RUN_DIR that is a file ends `up` with exit 2 and its name."""
+    """A RUN_DIR that is a file ends `up` with exit 2 and its name; nothing is up there."""
     (folder / "taken").write_text("")
+    assert run(folder, "down", RUN_DIR="taken").stdout == "Nothing is up (taken/expediter.pid)\n"
     ended = run(folder, "up", RUN_DIR="taken")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "RUN_DIR=taken" in ended.stderr

@@ -22,6 +22,7 @@ class Gatherer(Generic[T, R]):
         self._rounds_max = rounds_max
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._rounds: set[asyncio.Task[None]] = set()
+        self._running = 0
 
     @property
     def waiting(self) -> int:
@@ -32,13 +33,21 @@ class Gatherer(Generic[T, R]):
         """Put an item into the next round; the future has its answer, or what `work` raised."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
-        if len(self._rounds) < self._rounds_max:
+        if self._running < self._rounds_max:
+            self._running += 1
             round = asyncio.create_task(self._run())
             self._rounds.add(round)
             round.add_done_callback(self._rounds.discard)
         return answer
 
     async def _run(self) -> None:
+        try:
+            await self._rounds_of_calls()
+        finally:
+            # In the same step as the last look: whoever asks from now on begins a round of their own.
+            self._running -= 1
+
+    async def _rounds_of_calls(self) -> None:
         while self._waiting:
             taken, self._waiting = self._waiting[: self._items_max], self._waiting[self._items_max :]
             try:
