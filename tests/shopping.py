@@ -164,7 +164,8 @@ class Shop:
         sample = self.shoppers.accepted[:: max(1, valid // 50)]
         for door in self.doors:
             for order_id in sample:
-                assert door.client.get(f"/orders/{order_id}").json()["status"] == "completed"
+                order = door.client.get(f"/orders/{order_id}").json()
+                assert order["status"] == "completed", (order, door.log)
 
 
 @contextmanager

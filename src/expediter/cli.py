@@ -130,7 +130,7 @@ def _cache_line(service: Service) -> str:
     cache = service.cache
     if cache.failing is None:
         return f"  cache    {cache.name}"
-    return f"  cache    {cache.name} cannot be reached, and until it can the database is read: {cache.failing}"
+    return f"  cache    {cache.name} cannot be reached: {cache.failing}"
 
 
 def _opening(settings: Settings, address: str, reachable: Sequence[str], worked_off: str) -> list[str]:

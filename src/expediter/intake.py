@@ -350,6 +350,7 @@ class QueuedIntake:
         """See that everything accepted reaches the database, whatever becomes of the broker and of Redis."""
         while True:
             await asyncio.sleep(LOOK_SECONDS / 2)
+            await self._look_whether_it_works()
             now = time.monotonic()
             waiting = [each for each in self._remembered.values() if now - each.sent_at >= LOOK_SECONDS]
             for start in range(0, len(waiting), LOOKS_PER_ROUND):
@@ -358,6 +359,18 @@ class QueuedIntake:
                 except Unavailable as error:
                     log.debug("what was accepted cannot be looked after now", error=str(error))
                     break
+
+    async def _look_whether_it_works(self) -> None:
+        if self.failing is None:
+            return
+        try:
+            await self._temporary.check()
+            await self._broker.depth(Topic.COMMANDS)
+        except (RedisUnavailable, BrokerUnavailable) as error:
+            self.failing = str(error)
+        else:
+            log.info("commands are queued again")
+            self.failing = None
 
     async def _look(self, waiting: Sequence[_Remembered]) -> None:
         missing = await self._missing(waiting)

@@ -42,4 +42,6 @@ def configure_logs(level: str, form: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.raiseExceptions = False
+    # It says with a traceback at each try what the service says in a sentence: that the database is away.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

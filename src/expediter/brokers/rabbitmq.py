@@ -1,7 +1,7 @@
 """A broker on RabbitMQ: a quorum queue of commands, a short-lived queue of hints, and a quorum queue of the dead.
 
-Whoever publishes has a connection of its own, because a RabbitMQ that is short of memory or disk stops reading from
-it: on a common one it would never see the acknowledgements that free it.
+Whoever publishes has a connection of its own, because a RabbitMQ that is short of memory or disk stops reading
+from it: on a common one it would never see the acknowledgements that free it.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class _Queues(NamedTuple):
         """Make what is missing; what is there in another form is an error (PRECONDITION_FAILED)."""
         quorum = dict[str, Any]({"x-queue-type": "quorum"})
         dead = await channel.declare_exchange(self.dead, aio_pika.ExchangeType.FANOUT, durable=True)
+        limits = {"x-delivery-limit": DELIVERIES_MAX, "x-dead-letter-exchange": self.dead}
+        await channel.declare_queue(self.commands, durable=True, arguments=quorum | limits)
         await (await channel.declare_queue(self.dead, durable=True, arguments=quorum)).bind(dead)
-        limits = quorum | dict[str, Any]({"x-delivery-limit": DELIVERIES_MAX, "x-dead-letter-exchange": self.dead})
-        await channel.declare_queue(self.commands, durable=True, arguments=limits)
         kept = dict[str, Any](
             {"x-max-length": HINTS_MAX, "x-message-ttl": HINT_MILLISECONDS, "x-overflow": "drop-head"}
         )
@@ -122,19 +122,13 @@ class _Link:
 
     async def renew(self, channel: AbstractChannel) -> AbstractChannel:
         """Return a new channel on the same connection, in place of this one, which is closed."""
-        await channel.close()
         assert self._connection is not None
         fresh = await self._connection.channel()
         await fresh.set_qos(PREFETCH)
         await self._queues.declare(fresh)
         self._channel = fresh
+        await channel.close()
         return fresh
-
-    async def new_channel(self) -> AbstractChannel:
-        """Return a channel of the caller's own: one that an error may close."""
-        await self.channel(patient=False)
-        assert self._connection is not None
-        return await self._connection.channel()
 
     async def blocked(self) -> bool:
         """Tell whether RabbitMQ takes no messages now, by its own word."""
@@ -200,7 +194,7 @@ class _Link:
 
 
 class _Consumer:
-    """What one channel receives of one queue. It ends with the channel: what it held then comes again on another."""
+    """What one channel receives of one queue. It ends with the channel; what it held then comes again."""
 
     def __init__(self, channel: AbstractChannel, queue: str) -> None:
         self.channel = channel
@@ -215,7 +209,7 @@ class _Consumer:
 
     async def begin(self) -> None:
         """Let RabbitMQ send messages, up to PREFETCH ahead."""
-        self.channel.close_callbacks.add(self._ended)
+        self.channel.close_callbacks.add(lambda *_: self._arrived.set())
         queue = await self.channel.get_queue(self._queue, ensure=False)
         await queue.consume(self._keep)
         self._silent_at = time.monotonic() + WATCH_SECONDS
@@ -226,9 +220,6 @@ class _Consumer:
         token = _Token(self, message.delivery_tag)
         self._buffer.append(Delivery(token, message.body, redelivered=bool(message.redelivered)))
         self._silent_at = time.monotonic() + WATCH_SECONDS
-        self._arrived.set()
-
-    def _ended(self, *_: object) -> None:
         self._arrived.set()
 
     def silent(self) -> bool:
@@ -252,8 +243,8 @@ class _Consumer:
         if not marks or self.channel.is_closed:
             return
         self.held -= marks
-        channel = await self.channel.get_underlay_channel()
         newest = max(marks)
+        channel = await self.channel.get_underlay_channel()
         if all(mark > newest for mark in self.held):
             await channel.basic_ack(newest, multiple=True)
         else:
@@ -309,15 +300,12 @@ class RabbitBroker:
             except (PublishError, ChannelNotFoundEntity):
                 if last:
                     raise
-            if not channel.is_closed:  # else the next one declares
-                await self._declare(channel)
-
-    async def _declare(self, channel: AbstractChannel) -> None:
-        try:
-            await self._queues.declare(channel)
-        except BaseException:
-            self._publishing.drop()
-            raise
+            try:
+                if not channel.is_closed:  # else the next one declares
+                    await self._queues.declare(channel)
+            except BaseException:
+                self._publishing.drop()
+                raise
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
         """See Broker. Between two attempts to connect it waits, so that a caller may simply call again."""
@@ -341,13 +329,13 @@ class RabbitBroker:
         link = self._receiving[topic]
         async with self._beginning[topic]:
             channel = await link.channel(patient=True)
-            consumer = self._consumers.get(topic)
-            known = consumer is not None and consumer.channel is channel
-            if known and consumer is not None and not consumer.silent():
-                return consumer
+            before = self._consumers.get(topic)
+            known = before is not None and before.channel is channel
+            if before is not None and known and not before.silent():
+                return before
             try:
-                if known and consumer is not None:
-                    consumer.retired = True
+                if before is not None and known:
+                    before.retired = True
                     channel = await link.renew(channel)
                 consumer = self._consumers[topic] = _Consumer(channel, self._queues.of(topic))
                 await consumer.begin()
@@ -378,13 +366,15 @@ class RabbitBroker:
     async def depth(self, topic: Topic) -> Depth:
         """See Broker. RabbitMQ does not say how many messages other processes hold: those are missing here."""
         async with self._bounded(ANSWER_SECONDS_MAX):
-            channel = await self._receiving[topic].new_channel()
+            link = self._receiving[topic]
+            channel = await link.channel(patient=False)
             try:
                 await self._queues.declare(channel)
                 waiting = await channel.declare_queue(self._queues.of(topic), passive=True)
                 dead = await channel.declare_queue(self._queues.dead, passive=True)
-            finally:
-                await channel.close()
+            except BaseException:
+                link.drop()
+                raise
         consumer = self._consumers.get(topic)
         held = len(consumer.held) if consumer is not None and not consumer.channel.is_closed else 0
         return Depth(

@@ -92,7 +92,6 @@ class _Reading:
         self.held: set[bytes] = set()
         #: Whether a read was broken off: Redis may have given this consumer entries that nobody saw.
         self.unsure = False
-        self.used = False
         self.claim_at = 0.0
         self.claim_from: bytes | str = "0-0"
         self.tidy_at = 0.0
@@ -155,7 +154,6 @@ class RedisBroker:
 
     async def _next(self, reading: _Reading, limit: int, ends: float) -> list[Delivery]:
         """Return the oldest entries that this consumer may have."""
-        reading.used = True
         lost, reading.unsure = reading.unsure, True
         await self._tidy(reading)
         entries = await self._own(reading, limit) if lost else []
@@ -316,7 +314,8 @@ class RedisBroker:
             with suppress(RedisUnavailable):
                 async with deadline(CLOSE_SECONDS_MAX):
                     for reading in self._readings.values():
-                        if reading.used:
+                        # A stream that vanished has nothing to give back.
+                        with suppress(ResponseError):
                             await self._give_back(reading)
         finally:
             await self._publishing.aclose()
