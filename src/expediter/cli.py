@@ -120,9 +120,11 @@ def _queue_line(service: Service) -> str:
     if broker is None:
         return "  queue    in the database"
     if broker.failing is None:
-        return f"  queue    {broker.name}"
+        queued = "; takes orders in before they are stored" if service.intake is not None else ""
+        return f"  queue    {broker.name}{queued}"
     return (
-        f"  queue    {broker.name} cannot be reached, and until it can the database is the queue: {broker.failing}"
+        f"  queue    {broker.name} cannot be reached, and until it can the database is the queue, and "
+        f"takes orders in: {broker.failing}"
     )
 
 

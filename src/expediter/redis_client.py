@@ -20,6 +20,7 @@ from expediter.errors import ConfigurationError, Unavailable
 class RedisUnavailable(Unavailable):
     """Redis cannot be used now (gone, full, not answering in time)."""
 
+
 #: What a deadline adds when it has passed, in seconds: one turn of a busy event loop.
 LATE_SECONDS = 0.01
 
@@ -60,6 +61,11 @@ def connect(
     Raises ConfigurationError that names `setting`.
     """
     try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        # The error itself would quote the address, with its password.
+        raise ConfigurationError(f"{setting} cannot be read: percent-encode user and password") from None
+    try:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
@@ -85,6 +91,11 @@ def place_of(url: str) -> str:
     except ValueError:
         port = 6379
     return f"{parts.hostname or 'localhost'}:{port}{parts.path or '/0'}"
+
+
+async def forget_idle(client: Redis) -> None:
+    """Close idle connections: the client does not notice that the server has ended one, and would fail on it."""
+    await client.connection_pool.disconnect(inuse_connections=False)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,12 +21,12 @@ from expediter import doctor, lookups
 from expediter.accepted import AcceptedOrders
 from expediter.accesslog import access_log
 from expediter.applier import Applier
-from expediter.brokers import Broker, open_broker
+from expediter.brokers import Broker, Topic, open_broker
 from expediter.cache import Cache, open_cache
 from expediter.committer import Committer
 from expediter.dialects import Database, open_database
 from expediter.doctor import Finding
-from expediter.errors import ConfigurationError, ExpediterError
+from expediter.errors import BrokerUnavailable, ConfigurationError, ExpediterError
 from expediter.fulfilment import Fulfiller, open_fulfiller
 from expediter.hints import Hints
 from expediter.intake import QueuedIntake
@@ -111,6 +111,7 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     await asyncio.to_thread(upgrade, settings.database)
     async with AsyncExitStack() as stack:
         service = await _open_parts(settings, stack, working=working)
+        await _reach(service.broker)
         service.committer.start()
         if service.worker is not None:
             service.worker.start()
@@ -133,6 +134,13 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
             await service.committer.stop()
             if hints is not None:
                 await hints.stop()
+
+
+async def _reach(broker: Broker | None) -> None:
+    """See whether the broker is there, so that the first lines of the log can say so."""
+    if broker is not None:
+        with suppress(BrokerUnavailable):
+            await broker.depth(Topic.COMMANDS)
 
 
 async def _open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool) -> Service:

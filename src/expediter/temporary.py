@@ -11,14 +11,15 @@ An order is put here before its client is answered, and stays until TEMP_ORDER_C
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from expediter.gathering import Gatherer
 from expediter.orders import Job, Line, Order
-from expediter.redis_client import Run, connect, deadline, place_of
+from expediter.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
 
 #: Seconds that one call may take.
 CALL_SECONDS_MAX = 0.5
@@ -102,8 +103,11 @@ for index, key in ipairs(KEYS) do
   local held = redis.call('GET', key)
   if held and string.find(held, '"token":"' .. ARGV[index * 3 - 2] .. '"', 1, true) then
     local value = ARGV[index * 3 - 1]
-    if value == '' then value = '{"state":"stored"' .. string.sub(held, #'{"state":"pending"' + 1) end
-    redis.call('SET', key, value, 'PX', ARGV[index * 3])
+    local pending = '{"state":"pending"'
+    if value == '' and string.sub(held, 1, #pending) == pending then
+      value = '{"state":"stored"' .. string.sub(held, #pending + 1)
+    end
+    if value ~= '' then redis.call('SET', key, value, 'PX', ARGV[index * 3]) end
   end
 end
 """
@@ -132,7 +136,7 @@ class TemporaryOrders:
 
     async def put(self, orders: Sequence[tuple[str, Temporary, bool]]) -> list[bool]:
         """Keep these orders; one that is `new` only if there is none by its id. Return which were kept."""
-        async with deadline(CALL_SECONDS_MAX), self._client.pipeline(transaction=False) as together:
+        async with self._bounded(), self._client.pipeline(transaction=False) as together:
             for order_id, temporary, new in orders:
                 together.set(f"temp_order:{order_id}", _encode(temporary), ex=PENDING_SECONDS, nx=new)
             return [bool(done) for done in await together.execute()]
@@ -140,7 +144,7 @@ class TemporaryOrders:
     async def remove(self, order_ids: Sequence[str]) -> None:
         """Forget these orders."""
         if order_ids:
-            async with deadline(CALL_SECONDS_MAX):
+            async with self._bounded():
                 await self._client.unlink(*(f"temp_order:{order_id}" for order_id in order_ids))
 
     async def settle(self, settled: Sequence[Settled]) -> None:
@@ -155,7 +159,7 @@ class TemporaryOrders:
                 refused = Temporary(state="refused", token=each.token, version=0, error=each.error)
                 arguments += [each.token, _encode(refused), str(REFUSED_SECONDS * 1000)]
         if keys:
-            async with deadline(CALL_SECONDS_MAX):
+            async with self._bounded():
                 await self._settle(keys, arguments)
 
     async def find(self, order_id: str) -> Found:
@@ -163,7 +167,7 @@ class TemporaryOrders:
         return await self._lookups.ask(order_id)
 
     async def _look_up(self, order_ids: Sequence[str]) -> list[Found]:
-        async with deadline(CALL_SECONDS_MAX):
+        async with self._bounded():
             keys = [SINCE, *(f"temp_order:{order_id}" for order_id in order_ids)]
             since, *values = await self._client.mget(keys)
             certain = await self._remembers(since)
@@ -180,21 +184,21 @@ class TemporaryOrders:
 
     async def begin(self, key: str, kept: Kept, keep_ms: int) -> tuple[Kept, bool]:
         """Take an Idempotency-Key. Return what is kept under it, and whether this request may go on."""
-        async with deadline(CALL_SECONDS_MAX):
+        async with self._bounded():
             names = [f"idempotency:{key}", f"idempotency:{key}:busy"]
             before, free = await self._begin(names, [_encode(kept), str(keep_ms), str(BUSY_MS)])
         return (_kept.decode(before) if before else kept), bool(free)
 
     async def finish(self, key: str, kept: Kept, keep_ms: int) -> None:
         """Keep the answer of a request with an Idempotency-Key."""
-        async with deadline(CALL_SECONDS_MAX), self._client.pipeline(transaction=True) as together:
+        async with self._bounded(), self._client.pipeline(transaction=True) as together:
             together.set(f"idempotency:{key}", _encode(kept), px=keep_ms)
             together.unlink(f"idempotency:{key}:busy")
             await together.execute()
 
     async def give_up(self, key: str, *, forget: bool) -> None:
         """Let the next request with this key go on; `forget` what is kept, too."""
-        async with deadline(CALL_SECONDS_MAX):
+        async with self._bounded():
             names = [f"idempotency:{key}:busy", *([f"idempotency:{key}"] if forget else [])]
             await self._client.unlink(*names)
 
@@ -203,7 +207,7 @@ class TemporaryOrders:
         for pattern in ("temp_order:*", "idempotency:*"):
             cursor = 0
             while True:
-                async with deadline(CALL_SECONDS_MAX):
+                async with self._bounded():
                     cursor, keys = await self._client.scan(cursor, pattern, count=1000)
                     if keys:
                         await self._client.unlink(*keys)
@@ -212,8 +216,17 @@ class TemporaryOrders:
 
     async def check(self) -> None:
         """See whether Redis answers."""
-        async with deadline(CALL_SECONDS_MAX):
+        async with self._bounded():
             await self._client.ping()
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with deadline(CALL_SECONDS_MAX):
+                yield
+        except RedisUnavailable:
+            await forget_idle(self._client)
+            raise
 
     async def close(self) -> None:
         """Close every connection."""

@@ -14,14 +14,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 from redis.exceptions import ResponseError
 
 from expediter.brokers import Delivery, Depth, Topic
-from expediter.errors import BrokerUnavailable, ConfigurationError
-from expediter.redis_client import RedisUnavailable, Run, connect, deadline, place_of
+from expediter.errors import BrokerUnavailable
+from expediter.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
 
 #: Where the messages of a topic are.
 STREAMS = {Topic.COMMANDS: "orders:commands", Topic.HINTS: "orders:hints"}
@@ -105,11 +104,6 @@ class RedisBroker:
 
     def __init__(self, url: str, *, claim_idle_seconds: float = 60.0) -> None:
         """Remember the address; nothing is opened yet. Raises ConfigurationError."""
-        try:
-            urlsplit(url).port  # noqa: B018
-        except ValueError:
-            # The error itself would quote the address, with its password.
-            raise ConfigurationError("BROKER_URL cannot be read: percent-encode user and password") from None
         self.name = f"Redis Streams at {place_of(url)}"
         self.failing: str | None = None
         self._publishing = connect(url, "BROKER_URL", connections=CONNECTIONS_MAX, run=Run())
@@ -330,9 +324,8 @@ class RedisBroker:
         await self._publishing.eval(FORGET_CONSUMERS, 1, reading.stream, GROUP, 0, self._consumer)
 
     async def _forget_idle(self) -> None:
-        """Close idle connections: the client does not notice that one has ended, and would fail on it."""
         for client in (self._publishing, self._receiving):
-            await client.connection_pool.disconnect(inuse_connections=False)
+            await forget_idle(client)
 
     @asynccontextmanager
     async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
