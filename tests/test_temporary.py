@@ -1,4 +1,4 @@
-"""Temporary orders in Redis: kept before they are stored, marked when they are, and only by whom they are about."""
+"""Temporary orders in Redis: kept before they are stored, and marked when they are."""
 
 from __future__ import annotations
 
