@@ -54,6 +54,12 @@ async def cache(request: pytest.FixtureRequest, store: Store) -> AsyncIterator[C
     await opened.close()
 
 
+async def expect(cache: Cache, before: int, after: int, changed: list[tuple[str, int]]) -> None:
+    """Announce a commit as the committer does."""
+    await cache.expect_changes(changed)
+    cache.expect_commit(before, after)
+
+
 async def settle(cache: Cache) -> None:
     """Wait until what a miss has loaded is kept: Redis is told after the reader has been answered."""
     if isinstance(cache, RedisCache):
@@ -70,14 +76,14 @@ async def test_a_second_read_does_not_reach_the_store(cache: Cache, store: Store
     await settle(cache)
     assert await cache.order("A1", store.load) == first
     assert store.loads == 1
-    assert cache.counts() == {"hits": 1, "misses": 1}
+    assert cache.counts == {"hits": 1, "misses": 1}
 
 
 async def test_a_change_retires_the_entry(cache: Cache, store: Store) -> None:
     """After a commit of this process the next read sees the new version."""
     await cache.order("A1", store.load)
     store.version, store.position = 2, 1
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     await cache.retire([("A1", 2)])
     found = await cache.order("A1", store.load)
     assert found is not None and found.version == 2
@@ -90,7 +96,7 @@ async def test_a_load_that_began_before_a_change_is_not_kept(cache: Cache, store
     while not store.loads:
         await asyncio.sleep(0)
     store.version, store.position = 2, 1
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     await cache.retire([("A1", 2)])
     during = asyncio.create_task(cache.order("A1", store.load))
     while store.loads < 2:
@@ -118,9 +124,9 @@ async def test_another_process_s_change_between_two_of_ours_is_noticed(store: St
     """A foreign commit is noticed even if this process commits again before anyone reads."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     store.version = 2
-    await cache.expect_commit(5, 6, [("A1", 2)])
+    await expect(cache, 5, 6, [("A1", 2)])
     store.position = 6
     found = await cache.order("A1", store.load)
     assert found is not None and found.version == 2
@@ -130,7 +136,7 @@ async def test_a_failed_commit_is_not_trusted(store: Store) -> None:
     """After a commit that failed the cache does not mistake a foreign position for its own."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    await cache.expect_commit(0, 3, [("A1", 2)])
+    await expect(cache, 0, 3, [("A1", 2)])
     cache.forget_commit(final=True)
     store.version, store.position = 2, 3
     found = await cache.order("A1", store.load)
@@ -141,7 +147,7 @@ async def test_a_position_that_a_failed_commit_expected_hides_nobody(store: Stor
     """Others who reach the positions that a failed commit of ours had expected are noticed at each of them."""
     cache = memory(store)
     await cache.order("A1", store.load)
-    await cache.expect_commit(0, 5, [("A1", 2)])
+    await expect(cache, 0, 5, [("A1", 2)])
     cache.forget_commit(final=True)
     await cache.order("A1", store.load)
     for position in (1, 2, 3):
@@ -216,7 +222,7 @@ async def test_every_write_retires_the_lists(cache: Cache, store: Store) -> None
     await settle(cache)
     assert await cache.page("50:0", store.load_page) == b"page 1"
     store.version, store.position = 2, 1
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     await cache.retire([("another", 1)])
     assert await cache.page("50:0", store.load_page) == b"page 2"
     assert store.loads == 2
@@ -241,7 +247,7 @@ async def test_without_a_cache_every_read_reaches_the_store(store: Store) -> Non
     await cache.order("A1", store.load)
     await cache.page("50:0", store.load_page)
     assert store.loads == 3
-    assert cache.counts() == {"hits": 0, "misses": 3}
+    assert cache.counts == {"hits": 0, "misses": 3}
 
 
 async def test_a_page_that_was_cut_short_is_not_kept(cache: Cache, store: Store) -> None:
@@ -269,10 +275,10 @@ async def test_a_failed_commit_leaves_the_order_readable(cache: Cache, store: St
     """An order that was retired for a commit that failed is loaded again, and kept again once it has changed."""
     await cache.order("A1", store.load)
     await settle(cache)
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     cache.forget_commit(final=True)
     assert (found := await cache.order("A1", store.load)) is not None and found.version == 1
-    await cache.expect_commit(0, 1, [("A1", 2)])
+    await expect(cache, 0, 1, [("A1", 2)])
     store.version, store.position = 2, 1
     await cache.retire([("A1", 2)])
     await cache.order("A1", store.load)

@@ -88,7 +88,7 @@ async def read(cache: RedisCache, store: Store) -> int:
 
 async def change(cache: RedisCache, store: Store) -> None:
     """Commit the next version of the order."""
-    await cache.expect_commit(0, 1, [("A1", store.version + 1)])
+    await cache.expect_changes([("A1", store.version + 1)])
     store.version += 1
     await cache.retire([("A1", store.version)])
 
@@ -259,7 +259,7 @@ async def test_a_redis_that_was_away_at_the_start_is_used_later(
     await until(lambda: cache.failing is None)
     await read(cache, store)
     assert await read(cache, store) == 1
-    assert cache.counts()["hits"] == 1
+    assert cache.counts["hits"] == 1
 
 
 async def test_redis_by_tls(tmp_path: Path, open_shared: Open, store: Store) -> None:
@@ -278,7 +278,7 @@ async def test_redis_by_tls(tmp_path: Path, open_shared: Open, store: Store) -> 
         assert cache.failing is None
         await read(cache, store)
         await read(cache, store)
-        assert cache.counts() == {"hits": 1, "misses": 1}
+        assert cache.counts == {"hits": 1, "misses": 1}
         stranger = await open_shared(f"rediss://127.0.0.1:{server.tls_port}/0")
         assert stranger.failing is not None and "certificate" in stranger.failing.lower()
     finally:

@@ -162,9 +162,11 @@ class Committer:
             start = end
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
-        batch = self._in_doubt = await apply(connection, asked, slot=self._slot)
+        batch = self._in_doubt = await apply(
+            connection, asked, slot=self._slot, announce=self._cache.expect_changes
+        )
         # Inside the transaction: from its commit on, readers compare the cache with this position.
-        await self._cache.expect_commit(batch.before, batch.after, batch.changed)
+        self._cache.expect_commit(batch.before, batch.after)
         return batch.outcomes
 
     async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:

@@ -7,7 +7,7 @@ turn, and writes everything that came of it with a handful of statements, whatev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -97,29 +97,36 @@ _to_json = msgspec.json.Encoder().encode
 class Batch(NamedTuple):
     """What a batch came to: an outcome per request, and the newest event's position before and after it.
 
-    `changed` has the orders that were there before, with their versions now (NEVER: they are deleted). `last` is
-    its own last event (None: it changed no order), by which one can tell later whether it was committed.
+    `last` is its own last event (None: it changed no order), by which one can tell later whether it was committed.
     """
 
     outcomes: list[Outcome]
     before: int
     after: int
-    changed: list[tuple[str, int]]
     last: Event | None
 
 
-async def apply(connection: Connection, asked: Sequence[Asked], *, slot: int) -> Batch:
+async def apply(
+    connection: Connection,
+    asked: Sequence[Asked],
+    *,
+    slot: int,
+    announce: Callable[[Sequence[tuple[str, int]]], Awaitable[None]],
+) -> Batch:
     """Carry out a batch of requests.
 
     A refused request is an ExpediterError in its place and changes nothing; the others are not affected.
+    `announce` is told which orders are about to change, and the versions that they will have (NEVER: none).
     """
     batch = _Batch(connection, await connection.now(), slot)
     await batch.load(asked)
     outcomes = [await batch.carry_out(request) for request in asked]
     await batch.add_lines(asked, outcomes)
+    # Before the feed is locked: it takes a moment, and that lock keeps every other process waiting.
+    await announce(batch.changed)
     after = await batch.write()
     last = batch.events[-1] if batch.events else None
-    return Batch(outcomes, after - len(batch.events), after, batch.changed, last)
+    return Batch(outcomes, after - len(batch.events), after, last)
 
 
 async def was_committed(connection: Connection, batch: Batch) -> bool:

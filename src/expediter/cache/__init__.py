@@ -31,12 +31,14 @@ class Cache(Protocol):
     def failing(self) -> str | None:
         """Why it cannot be used now, and what that means for readers; None while it works."""
 
-    async def expect_commit(self, before: int, after: int, changed: Sequence[tuple[str, int]]) -> None:
-        """Say that a commit of this process is about to move the newest event from `before` to `after`.
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+        """Say that a commit of this process is about to give these orders these versions.
 
-        `changed` has the orders that existed before, with the versions that they are about to have. On SQLite it
-        is awaited in the writer's thread.
+        On SQLite it is awaited in the writer's thread.
         """
+
+    def expect_commit(self, before: int, after: int) -> None:
+        """Say that this commit is about to move the newest event from `before` to `after`."""
 
     def forget_commit(self, *, final: bool) -> None:
         """Say that the expected commit failed, or that nobody knows; not `final`: it is being looked up."""
@@ -53,8 +55,9 @@ class Cache(Protocol):
     async def reset(self) -> None:
         """Forget everything, in every process. Raises Unavailable."""
 
+    @property
     def counts(self) -> dict[str, int]:
-        """Return how often the cache answered (`hits`) and did not (`misses`), in this process."""
+        """How often the cache answered (`hits`) and did not (`misses`), in this process."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -70,7 +73,10 @@ class NoCache:
         """Nothing is kept."""
         self._loads = 0
 
-    async def expect_commit(self, before: int, after: int, changed: Sequence[tuple[str, int]]) -> None:
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+        """Nothing to retire."""
+
+    def expect_commit(self, before: int, after: int) -> None:
         """Nothing to compare."""
 
     def forget_commit(self, *, final: bool) -> None:
@@ -92,6 +98,7 @@ class NoCache:
     async def reset(self) -> None:
         """Nothing to forget."""
 
+    @property
     def counts(self) -> dict[str, int]:
         """Every read is a miss."""
         return {"hits": 0, "misses": self._loads}

@@ -42,8 +42,11 @@ class MemoryCache:
         self._hits = 0
         self._misses = 0
 
-    async def expect_commit(self, before: int, after: int, changed: Sequence[tuple[str, int]]) -> None:
-        """See Cache. Awaited in the writer's thread, before the commit makes the position visible."""
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+        """See Cache. The position says it in time."""
+
+    def expect_commit(self, before: int, after: int) -> None:
+        """See Cache. Called in the writer's thread, before the commit makes the position visible."""
         if before > self._position:
             self._trusted = False  # somebody else has written since the last look
         self._position = after
@@ -122,6 +125,7 @@ class MemoryCache:
         """See Cache. The position that the database moves on says the same to every process."""
         self._trusted = False
 
+    @property
     def counts(self) -> dict[str, int]:
         """See Cache."""
         return {"hits": self._hits, "misses": self._misses}

@@ -115,7 +115,7 @@ log = structlog.get_logger(__name__)
 
 
 class RedisCache:
-    """See Cache. Use it from one event loop; `expect_commit` may be awaited in the writer's thread."""
+    """See Cache. Use it from one event loop; `expect_changes` may be awaited in the writer's thread."""
 
     def __init__(self, url: str, *, ttl_seconds: float) -> None:
         """Keep entries for `ttl_seconds` in the Redis at `url`. Raises ConfigurationError."""
@@ -166,7 +166,7 @@ class RedisCache:
             self._error = ""
             self._fail(error)
 
-    async def expect_commit(self, before: int, after: int, changed: Sequence[tuple[str, int]]) -> None:
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
         """See Cache."""
         if not changed:
             return
@@ -185,6 +185,9 @@ class RedisCache:
         versions = [str(version) for _, version in changed]
         if not await self._try(lambda: self._retire_orders(keys, [*self._epoch(), self._ttl_ms, *versions])):
             self._unretired = True
+
+    def expect_commit(self, before: int, after: int) -> None:
+        """See Cache. Versions say it here."""
 
     def forget_commit(self, *, final: bool) -> None:
         """See Cache. What was retired for nothing is read anew."""
@@ -277,6 +280,7 @@ class RedisCache:
                 if not cursor:
                     break
 
+    @property
     def counts(self) -> dict[str, int]:
         """See Cache."""
         return {"hits": self._hits, "misses": self._misses}

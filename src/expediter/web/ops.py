@@ -79,7 +79,7 @@ async def _database(context: Context) -> Dependency:
 def _cache(context: Context) -> Dependency:
     if context.cache.failing is not None:
         return Dependency("degraded", f"{context.cache.name}: {context.cache.failing}")
-    counts = context.cache.counts()
+    counts = context.cache.counts
     return Dependency("ok", f"{context.cache.name}: {counts['hits']} hits, {counts['misses']} misses")
 
 
