@@ -59,6 +59,10 @@ class Server:
     def start(self) -> subprocess.Popen[bytes]:
         raise NotImplementedError
 
+    def more_options(self) -> list[str]:
+        """What a test's own kind of server adds to the command line."""
+        return []
+
     def query(self, database: str, statement: str) -> Sequence[Any]:
         raise NotImplementedError
 
@@ -129,6 +133,7 @@ class PostgresServer(Server):
         if not data.exists():
             self._make(program, data, owner)
         options = [f"-p{self.port}", f"-k{self.folder}", "-clisten_addresses=127.0.0.1", "-cmax_connections=60"]
+        options += self.more_options()
         with self.log() as log:
             return subprocess.Popen(
                 [program, "-D", data, *options], stdout=log, stderr=log, cwd=self.folder, **owner
@@ -176,6 +181,7 @@ class MariadbServer(Server):
             "--bind-address=127.0.0.1",
             f"--pid-file={self.folder / 'pid'}",
             owner,
+            *self.more_options(),
         ]
         with self.log() as log:
             return subprocess.Popen([program, *options], stdout=log, stderr=log)

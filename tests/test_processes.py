@@ -1,51 +1,12 @@
-"""Real orders through two serving and two working processes, on each database."""
+"""Several processes on one database, without a cache or a broker between them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 from auditing import charges, gateway_with_ledger, wait_until, working
-from serving import Serving, environment
+from serving import Serving
 from storing import Place, rows
-
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "online_retail.py"
-
-
-def test_real_orders_come_to_rest_through_four_processes(folder: Path, at: Place) -> None:
-    """A month of real invoices, placed at one process and worked off by two others, is stored and charged once."""
-    settings = {"DATABASE_URL": at.address, "PAYMENT_GATEWAY": gateway_with_ledger(folder)}
-    with ExitStack() as stack:
-        one = stack.enter_context(Serving(folder, "--no-workers", **settings))
-        two = stack.enter_context(Serving(folder, "--no-workers", **settings))
-        workers = [stack.enter_context(working(folder, **settings)) for _ in range(2)]
-        run = subprocess.run(
-            [sys.executable, str(EXAMPLE), "--url", one.url],
-            cwd=folder,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
-        counts = two.client.get("/orders/metrics").json()["order_status_counts"]
-        assert {status: count for status, count in counts.items() if count} == {"completed": 1629}
-        for program in (one, two, *workers):
-            assert program.stop() == 0
-            assert not [line for line in program.log if "error" in line.lower() or "Traceback" in line]
-    made = charges(folder)
-    assert len(made) == len({key for key, _ in made}) == 1629 - 70
-    assert rows(at, "SELECT count(*) FROM jobs") == [(0,)]
-    assert (
-        rows(at, "SELECT count(*), max(position) FROM events")[0][0] == rows(at, "SELECT position FROM feed")[0][0]
-    )
-    gaps = "SELECT order_id FROM events GROUP BY order_id HAVING count(*) <> max(number) OR min(number) <> 1"
-    assert rows(at, gaps) == []
-    holders = rows(at, "SELECT sum(total_minor) FROM orders WHERE payment_status = 'paid'")
-    assert int(holders[0][0]) == sum(amount for _, amount in made)
 
 
 def test_an_order_written_at_one_process_is_read_at_the_other(folder: Path, at: Place) -> None:

@@ -9,7 +9,7 @@ from expediter.brokers import Broker, Topic
 from expediter.cache import Entry
 from expediter.errors import BrokerUnavailable, CommandRefused, OrderNotFound, Unavailable
 from expediter.redis_client import RedisUnavailable
-from expediter.temporary import Found, TemporaryOrders
+from expediter.temporary import LOSS_SECONDS, Found, TemporaryOrders
 
 #: Seconds that the database may take to show something newer; beyond that what was accepted is shown.
 NEWER_SECONDS_MAX = 0.5
@@ -30,13 +30,18 @@ class AcceptedOrders:
         """`temporary` has what is not stored; where it has forgotten, `broker` says whether anything waits."""
         self._temporary = temporary
         self._broker = broker
+        self._away_since: float | None = None
 
     async def find(self, order_id: str) -> Found | None:
         """Return what Redis knows of an order; None: it cannot be asked now."""
+        now = asyncio.get_running_loop().time()
         try:
-            return await self._temporary.find(order_id)
+            found = await self._temporary.find(order_id)
         except RedisUnavailable:
+            self._away_since = self._away_since or now
             return None
+        self._away_since = None
+        return found
 
     async def pending(self, order_id: str) -> bool:
         """Return whether an order is known to be accepted and not known to be stored."""
@@ -79,23 +84,38 @@ class AcceptedOrders:
                 raise Unavailable(f"It cannot be said now whether there is such an order: {error}") from error
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             found = await self.find(order_id)
-            if found is not None and found.temporary is not None and found.temporary.document is not None:
-                return Entry(found.temporary.version, found.temporary.document)
+            temporary = found.temporary if found else None
+            if temporary is not None and temporary.state == "pending" and temporary.document is not None:
+                return Entry(temporary.version, temporary.document)
             entry = await stored()
             if entry is not None:
                 return entry
             without_trace = 0 if waiting else without_trace + 1
             if without_trace >= LOOKS_WITHOUT_TRACE:
-                return None
+                if not self._forgotten_lately(found):
+                    return None
+                break
         raise Unavailable("It cannot be said yet whether there is such an order: accepted ones still wait")
+
+    def _forgotten_lately(self, found: Found | None) -> bool:
+        """Return whether the process that accepted an order may be about to put it back."""
+        if found is not None:
+            return found.lost
+        away = asyncio.get_running_loop().time() - (self._away_since or 0.0)
+        return self._away_since is not None and away < LOSS_SECONDS
 
     async def until_stored(self, order_id: str) -> None:
         """Return when an accepted order is stored, or if it is not an accepted one.
 
-        Raises Unavailable after STORED_SECONDS_MAX.
+        Raises Unavailable after STORED_SECONDS_MAX, and OrderNotFound for one whose deletion was accepted.
         """
         deadline = asyncio.get_running_loop().time() + STORED_SECONDS_MAX
-        while await self.pending(order_id):
+        while True:
+            found = await self.find(order_id)
+            if found is None or found.temporary is None or found.temporary.state != "pending":
+                return
+            if found.temporary.deleted:
+                raise OrderNotFound(order_id)
             if asyncio.get_running_loop().time() > deadline:
                 raise Unavailable("The order was accepted and is not stored yet; try again")
             await asyncio.sleep(STORED_AGAIN_SECONDS)

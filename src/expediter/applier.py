@@ -13,7 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from expediter.brokers import Broker, Delivery, Topic
-from expediter.commands import PlaceOrder, RecordRefusal
+from expediter.commands import PlaceOrder
 from expediter.committer import BATCH_REQUESTS_MAX, Committer
 from expediter.errors import (
     BrokerUnavailable,
@@ -34,9 +34,12 @@ MESSAGES_PER_ROUND = 20
 ROUNDS_MAX = 2
 #: Seconds that one look for messages waits.
 WAIT_SECONDS = 1.0
-#: Seconds for which a command waits for the one before it, which another process may be at; and between two looks.
-PREDECESSOR_SECONDS = 10.0
-LOOK_AGAIN_SECONDS = 0.02
+#: Seconds for which a command waits for the one before it: as long as Redis leaves it to a worker that died.
+PREDECESSOR_SECONDS = 75.0
+#: Seconds between two looks for it: doubled from the first to the last.
+LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS_MAX = 0.02, 0.5
+#: Rounds that only wait for such predecessors; others go on meanwhile.
+WAITING_ROUNDS_MAX = 20
 #: Pause after broker or database were not there, in seconds: it grows from one to the other.
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 2.0
@@ -49,6 +52,10 @@ class _Work(NamedTuple):
     again: bool
 
 
+#: Messages, each with what of it is not settled yet.
+_Parts = list[tuple[Delivery, list[_Work]]]
+
+
 class Applier:
     """Applies queued commands. Use it from one event loop."""
 
@@ -58,6 +65,7 @@ class Applier:
         self._broker = broker
         self._temporary = temporary
         self._rounds: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -74,12 +82,12 @@ class Applier:
         self.stop_taking()
         if self._task is not None:
             await asyncio.wait([self._task])
-        if self._rounds:
-            await asyncio.wait(self._rounds, timeout=drain_seconds)
-        for task in self._rounds:
-            task.cancel()
-        if self._rounds:
-            await asyncio.wait(self._rounds)
+        if under_way := self._rounds | self._waiting:
+            await asyncio.wait(under_way, timeout=drain_seconds)
+        if under_way := self._rounds | self._waiting:
+            for task in under_way:
+                task.cancel()
+            await asyncio.wait(under_way)
 
     @property
     def alive(self) -> bool:
@@ -89,8 +97,10 @@ class Applier:
     async def _run(self) -> None:
         pause = PAUSE_SECONDS_MIN
         while not self._stopping.is_set():
-            if len(self._rounds) >= ROUNDS_MAX:
-                await asyncio.wait(self._rounds, return_when=asyncio.FIRST_COMPLETED)
+            if len(self._rounds) >= ROUNDS_MAX or len(self._waiting) >= WAITING_ROUNDS_MAX:
+                full = self._rounds if len(self._rounds) >= ROUNDS_MAX else self._waiting
+                # One that begins to wait makes room without ending.
+                await asyncio.wait(full, timeout=LOOK_AGAIN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
                 continue
             try:
                 deliveries = await self._broker.receive(
@@ -105,6 +115,7 @@ class Applier:
                 task = asyncio.create_task(self._take(deliveries))
                 self._rounds.add(task)
                 task.add_done_callback(self._rounds.discard)
+                task.add_done_callback(self._waiting.discard)
 
     async def _take(self, deliveries: Sequence[Delivery]) -> None:
         """Apply messages; one that fails in a way that nobody foresaw is put aside, and the others are not."""
@@ -126,26 +137,47 @@ class Applier:
             pass
 
     async def _apply(self, deliveries: Sequence[Delivery]) -> None:
-        usable = []
-        work: list[_Work] = []
+        parts: _Parts = []
         for delivery in deliveries:
             try:
                 commands = unpack(delivery.body)
             except ValueError as error:  # msgspec's errors are of this kind, too
                 await self._put_aside(delivery, f"it holds no commands: {error}")
                 continue
-            usable.append(delivery)
-            work += [_Work(command, delivery.redelivered) for command in commands]
-        settled = await self._settle(work)
+            parts.append((delivery, [_Work(command, delivery.redelivered) for command in commands]))
+        parts = await self._round(parts, waits=True)
+        until = asyncio.get_running_loop().time() + PREDECESSOR_SECONDS
+        pause = LOOK_AGAIN_SECONDS
+        while parts:
+            self._wait_aside()
+            await self._rest(pause)
+            if self._stopping.is_set():
+                return  # the broker keeps them
+            pause = min(pause * 2, LOOK_AGAIN_SECONDS_MAX)
+            parts = await self._round(parts, waits=asyncio.get_running_loop().time() < until)
+
+    def _wait_aside(self) -> None:
+        """Let others go on while this round waits for commands that another process may be at."""
+        task = asyncio.current_task()
+        if task in self._rounds:
+            self._rounds.discard(task)
+            self._waiting.add(task)
+
+    async def _round(self, parts: _Parts, *, waits: bool) -> _Parts:
+        """Settle what can be settled, acknowledge messages that are done, and return what is left."""
+        settled, later = await self._settle([work for _, works in parts for work in works], waits=waits)
         try:
             await self._temporary.settle(settled)
         except RedisUnavailable as error:
             # Readers find the orders in the database, which is asked where Redis knows nothing newer.
             log.warning("stored orders stay marked as waiting: Redis cannot be reached", error=str(error))
+        tokens = {work.command.token for work in later}
+        left = [(delivery, [work for work in works if work.command.token in tokens]) for delivery, works in parts]
         try:
-            await self._broker.acknowledge(Topic.COMMANDS, usable)
+            await self._broker.acknowledge(Topic.COMMANDS, [delivery for delivery, works in left if not works])
         except BrokerUnavailable as error:
             log.info("applied commands come again: the broker is away", error=str(error))
+        return [part for part in left if part[1]]
 
     async def _put_aside(self, delivery: Delivery, reason: str) -> None:
         log.error("a message is put aside among the dead", reason=reason)
@@ -154,26 +186,23 @@ class Applier:
         except BrokerUnavailable as error:
             log.info("an unusable message comes again: the broker is away", error=str(error))
 
-    async def _settle(self, work: Sequence[_Work]) -> list[Settled]:
-        """Carry out commands until each is stored or refused; return what became of them."""
+    async def _settle(self, work: Sequence[_Work], *, waits: bool) -> tuple[list[Settled], list[_Work]]:
+        """Carry out commands; return what became of them, and which must wait for their predecessors."""
         settled = []
-        until = asyncio.get_running_loop().time() + PREDECESSOR_SECONDS
+        waiting: list[_Work] = []
         while work:
-            waits = asyncio.get_running_loop().time() < until
             requests = [each.command.request(waits=waits, again=each.again) for each in work]
-            later: list[_Work] = []
+            again: list[_Work] = []
             for each, outcome in zip(work, await self._carry_out(requests), strict=True):
                 if isinstance(outcome, NotYetApplied):
-                    later.append(each)
+                    waiting.append(each)
                 elif isinstance(outcome, ConstraintViolated) and not each.again:
                     # Its id was thought to be new, and is in the database: then it comes a second time.
-                    later.append(_Work(each.command, again=True))
+                    again.append(_Work(each.command, again=True))
                 else:
                     settled.append(await self._settled(each.command, outcome))
-            work = later
-            if work:
-                await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        return settled
+            work = again
+        return settled, waiting
 
     async def _settled(self, queued: QueuedCommand, outcome: Outcome) -> Settled:
         command = queued.command
@@ -185,10 +214,7 @@ class Applier:
         log.warning("a queued command was refused", order_id=command.order_id, error=reason)
         if isinstance(outcome, IdempotencyMismatch):
             return Settled(command.order_id, queued.token, reason)
-        refusal = RecordRefusal(order_id=command.order_id, error=f"A queued command was refused: {reason}")
-        answer = queued.answer
-        word = (lambda order, lines: answer) if answer is not None else None
-        (recorded,) = await self._carry_out([Request(refusal, queued.key, word)])
+        (recorded,) = await self._carry_out([queued.refusal(reason)])
         if isinstance(recorded, OrderNotFound):
             return Settled(command.order_id, queued.token, reason)
         return Settled(command.order_id, queued.token)

@@ -107,9 +107,13 @@ _EXAMPLE = '{"customer_name": "Alice", "items": [{"name": "Pen", "quantity": 2, 
 
 def reachability_lines(service: Service) -> list[str]:
     """Return a line each about the database, the broker and the cache: reachable or not, and what if not."""
+    if service.intake is None:
+        without = "orders are refused with 503"
+    else:
+        without = "orders are still taken in by the broker"
     return [
         f"  orders   {service.database.describe()}, {service.database.durability}; reachable, and if it "
-        "cannot be, orders are refused with 503",
+        f"cannot be, {without}",
         _queue_line(service),
         _cache_line(service),
     ]
@@ -350,7 +354,8 @@ def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
 
     settings = _settings()
     if not yes:
-        typer.confirm(f"Remove every order from {settings.database}?", abort=True, err=True)
+        where = service.database_name(settings)
+        typer.confirm(f"Remove every order from {where}?", abort=True, err=True)
     found: list[int] = []
     _run(service.clear(settings, found.append))
     print(f"Removed {found[0]} orders")

@@ -34,6 +34,7 @@ from expediter.errors import (
     DuplicateOrder,
     ExpediterError,
     IdempotencyMismatch,
+    NotYetApplied,
     OrderNotFound,
     Overloaded,
     Unavailable,
@@ -45,7 +46,7 @@ from expediter.queries import Queries
 from expediter.queued import QueuedCommand, pack, queued
 from expediter.redis_client import RedisUnavailable
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
-from expediter.temporary import Kept, Prediction, Temporary, TemporaryOrders
+from expediter.temporary import Kept, Prediction, Settled, Temporary, TemporaryOrders
 
 #: Commands in one message, at most, and the bytes at which a message is full.
 COMMANDS_PER_MESSAGE = 100
@@ -81,6 +82,8 @@ class _Accepted(NamedTuple):
     command: QueuedCommand
     temporary: Temporary
     new: bool
+    #: What was kept of the order before: it is put back if the broker does not take the command.
+    before: Temporary | None = None
 
 
 class _Remembered(msgspec.Struct):
@@ -168,10 +171,9 @@ class QueuedIntake:
             # Redis may have forgotten what the database knows.
             outcome = await self._stored_answer(key) or await self._queue(request, command, word, now)
         except Conflict as refused:
-            # What stands in the way may be this very request, which was stored after all.
-            again = await self._committer.submit(request)
+            again = await self._tried_before(key, request)
             await self._give_up(key, forget=True)
-            if isinstance(again, ExpediterError):
+            if again is None or isinstance(again, ExpediterError):
                 raise refused from None
             return again
         except ExpediterError as error:
@@ -188,6 +190,13 @@ class QueuedIntake:
             # It was stored directly, or refused: the database has the last word.
             await self._give_up(key, forget=True)
         return outcome
+
+    async def _tried_before(self, key: IdempotencyKey, request: Request) -> Outcome | None:
+        """Return what became of this very request, if that is what stands in its way."""
+        if isinstance(request.command, PlaceOrder) and request.command.fresh:
+            # Nobody else has this id: it waits in the broker, and whoever stores it first decides nothing else.
+            return await self._committer.submit(request)
+        return await self._stored_answer(key)
 
     async def _stored_answer(self, key: IdempotencyKey) -> Replayed | None:
         """Return the answer that the database has kept under this key. Raises IdempotencyMismatch."""
@@ -216,7 +225,7 @@ class QueuedIntake:
         try:
             taken = await self._messages.ask(accepted)
         except (RedisUnavailable, BrokerUnavailable) as error:
-            return await self._store(accepted.command.request(waits=False), error, request)
+            return await self._store(accepted.command.request(waits=True), error, request)
         if not taken:
             raise DuplicateOrder(command.order_id)
         self.failing = None
@@ -224,7 +233,7 @@ class QueuedIntake:
 
     async def _judge(self, request: Request, command: Command, word: Word, now: int) -> tuple[_Accepted, Answer]:
         """Decide on what is known of the order; return what to send, and the answer. Raises the refusal."""
-        known = await self._known(command)
+        before, known = await self._known(command)
         token = uuid_utils.uuid7().hex
         base_version = 0
         prediction = None
@@ -258,13 +267,16 @@ class QueuedIntake:
         key = request.key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP))
         kept = answer if request.key else Answer(answer.status_code, {}, "")
         send = queued(command, token=token, key=key, answer=kept if key else None, base_version=base_version)
-        return _Accepted(send, temporary, isinstance(command, PlaceOrder)), answer
+        return _Accepted(send, temporary, isinstance(command, PlaceOrder), before), answer
 
-    async def _known(self, command: Command) -> _Known | None:
-        """Return the order as it is or will be; None: nobody knows now. Raises OrderNotFound, DuplicateOrder."""
+    async def _known(self, command: Command) -> tuple[Temporary | None, _Known | None]:
+        """Return what is kept in Redis, and the order as it is or will be; None: nobody knows now.
+
+        Raises OrderNotFound, DuplicateOrder.
+        """
         placing = isinstance(command, PlaceOrder)
         if isinstance(command, PlaceOrder) and command.fresh:
-            return None
+            return None, None
         try:
             temporary = (await self._temporary.find(command.order_id)).temporary
         except RedisUnavailable:
@@ -276,10 +288,10 @@ class QueuedIntake:
                 raise OrderNotFound(command.order_id)
             if temporary.prediction is not None:
                 predicted = temporary.prediction
-                return predicted.order, predicted.job, predicted.lines
+                return temporary, (predicted.order, predicted.job, predicted.lines)
         looked = await self._within(self._look_up(command.order_id))
         if looked is None:
-            return None
+            return temporary, None
         (stored,) = looked
         if placing and stored is not None:
             raise DuplicateOrder(command.order_id)
@@ -287,7 +299,10 @@ class QueuedIntake:
             # What Redis has forgotten may still be on its way.
             await self._queries.order(command.order_id)
             (stored,) = await self._look_up(command.order_id)
-        return stored
+        if placing and temporary is not None and temporary.state == "refused":
+            # A change of an order that did not exist was refused: the id is free all the same.
+            await self._temporary.remove([command.order_id])
+        return temporary, stored
 
     async def _look_up(self, order_id: str) -> tuple[_Known | None]:
         return (await self._database.read(partial(lookups.order_job_and_lines, order_id=order_id)),)
@@ -307,6 +322,10 @@ class QueuedIntake:
             # It may have reached the broker all the same: sent again without a key it could be done twice.
             both = f"{away} The broker cannot take it either, or did not say so; it may yet be stored."
             raise CommitUncertain(both) from away
+        if isinstance(outcome, OrderNotFound):
+            await self._queries.order(outcome.order_id)  # raises unless it was accepted and is not stored
+        if isinstance(outcome, (NotYetApplied, OrderNotFound)):
+            raise Unavailable(f"What was accepted before about this order is not stored yet; try again. {error}")
         if isinstance(outcome, Applied) and asked.key is None:
             return replace(outcome, answer=None)
         return outcome
@@ -320,10 +339,9 @@ class QueuedIntake:
         try:
             await self._publish(sending)
         except BrokerUnavailable:
-            try:
-                await self._temporary.remove([each.command.command.order_id for each in sending])
-            except RedisUnavailable:
-                log.warning("orders that were not accepted stay visible: Redis cannot be reached")
+            await self._temporary.put_back(
+                {each.command.command.order_id: each.before for each in reversed(sending)}
+            )
             raise
         now = time.monotonic()
         for each in sending:
@@ -356,8 +374,8 @@ class QueuedIntake:
             for start in range(0, len(waiting), LOOKS_PER_ROUND):
                 try:
                     await self._look(waiting[start : start + LOOKS_PER_ROUND])
-                except Unavailable as error:
-                    log.debug("what was accepted cannot be looked after now", error=str(error))
+                except ExpediterError as error:
+                    log.info("what was accepted cannot be looked after now", error=str(error))
                     break
 
     async def _look_whether_it_works(self) -> None:
@@ -383,13 +401,16 @@ class QueuedIntake:
         now = time.monotonic()
         patience = AGAIN_BUSY_SECONDS if busy else AGAIN_SECONDS
         again = [each for each in missing if now - each.sent_at >= patience]
+        for each in list(again):
+            command = each.accepted.command
+            if await self._temporary.refused(command.command.order_id, command.token):
+                self._remembered.pop(command.token, None)
+                again.remove(each)
         if not again:
             return
         log.warning("accepted commands are neither stored nor in the broker; sending them again", count=len(again))
         try:
-            await self._temporary.put(
-                [(each.accepted.command.command.order_id, each.accepted.temporary, True) for each in again]
-            )
+            await self._show_again(again)
         except RedisUnavailable as error:
             log.warning("accepted orders cannot be shown before they are stored", error=str(error))
         await self._publish(
@@ -404,6 +425,16 @@ class QueuedIntake:
                 )
                 self._remembered.pop(each.accepted.command.token, None)
 
+    async def _show_again(self, again: Sequence[_Remembered]) -> None:
+        """Where Redis has forgotten orders, put back the newest that is known of each."""
+        wanted = {each.accepted.command.command.order_id for each in again}
+        newest = {
+            each.accepted.command.command.order_id: each.accepted.temporary
+            for each in self._remembered.values()
+            if each.accepted.command.command.order_id in wanted
+        }
+        await self._temporary.put([(order_id, temporary, True) for order_id, temporary in newest.items()])
+
     async def _missing(self, waiting: Sequence[_Remembered]) -> list[_Remembered]:
         """Return the commands that are not in the database, and forget the others."""
         by_order = [
@@ -412,20 +443,42 @@ class QueuedIntake:
         by_key = [each.accepted.command.key.key for each in waiting if each.accepted.command.key is not None]
         stored = await self._database.read(partial(lookups.which_are_stored, order_ids=by_order, keys=by_key))
         missing = []
+        settled = []
         for each in waiting:
             command = each.accepted.command
             if (command.key.key if command.key else command.command.order_id) in stored:
                 self._remembered.pop(command.token, None)
+                settled.append(Settled(command.command.order_id, command.token))
             else:
                 missing.append(each)
+        await self._temporary.settle_if_possible(settled)
         return missing
 
     async def _store_directly(self, missing: Sequence[_Remembered]) -> None:
         if not missing:
             return
-        requests = [each.accepted.command.request(waits=False, again=True) for each in missing]
+        now = time.monotonic()
+        # What another process accepted before may be stored by that one only: then it waits.
+        requests = [
+            each.accepted.command.request(waits=now - each.sent_at < AGAIN_BUSY_SECONDS, again=True)
+            for each in missing
+        ]
         outcomes = await self._committer.submit_patiently(requests)
+        settled = []
         for each, outcome in zip(missing, outcomes, strict=True):
-            self._remembered.pop(each.accepted.command.token, None)
-            if isinstance(outcome, ExpediterError) and not isinstance(outcome, DuplicateOrder):
-                log.warning("an accepted command was refused", error=str(outcome))
+            if not isinstance(outcome, NotYetApplied):
+                settled.append(await self._settled(each.accepted.command, outcome))
+                self._remembered.pop(each.accepted.command.token, None)
+        await self._temporary.settle_if_possible(settled)
+
+    async def _settled(self, command: QueuedCommand, outcome: Outcome) -> Settled:
+        placed = command.command
+        same = isinstance(outcome, DuplicateOrder) and isinstance(placed, PlaceOrder) and placed.fresh
+        if not isinstance(outcome, ExpediterError) or same:
+            return Settled(placed.order_id, command.token)
+        log.warning("an accepted command was refused", order_id=placed.order_id, error=str(outcome))
+        recorded: Outcome = outcome
+        if not isinstance(outcome, IdempotencyMismatch):
+            (recorded,) = await self._committer.submit_patiently([command.refusal(str(outcome))])
+        refused = isinstance(recorded, ExpediterError)
+        return Settled(placed.order_id, command.token, str(outcome) if refused else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from expediter.commands import CancelOrder, ChangeStatus, DeleteOrder, PlaceOrder, RetryOrder
+from expediter.commands import CancelOrder, ChangeStatus, DeleteOrder, PlaceOrder, RecordRefusal, RetryOrder
 from expediter.requests import Answer, IdempotencyKey, Request
 
 
@@ -45,6 +45,13 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         answer = self.answer
         word = (lambda order, lines: answer) if answer is not None else None
         return Request(command, self.key, word, base_version=self.base_version if waits else 0)
+
+    def refusal(self, reason: str) -> Request:
+        """Return what notes in its order's history that it was refused after all."""
+        answer = self.answer
+        word = (lambda order, lines: answer) if answer is not None else None
+        command = RecordRefusal(order_id=self.command.order_id, error=f"A queued command was refused: {reason}")
+        return Request(command, self.key, word)
 
 
 def queued(command: object, **fields: object) -> QueuedCommand:

@@ -76,8 +76,10 @@ def connect(
             socket_timeout=None,
             redis_connect_func=run.on_connect,
         )
+        # Made once and thrown away: an option that the client does not know shows only here.
+        pool.connection_class(**pool.connection_kwargs)
         return Redis.from_pool(pool)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigurationError(f"{setting}: {error}") from error
 
 

@@ -407,6 +407,11 @@ async def reset_cache(settings: Settings) -> None:
         await service.committer.retire_caches()
 
 
+def database_name(settings: Settings) -> str:
+    """Return the database for people: never with its password. Raises ConfigurationError."""
+    return open_database(settings.database).describe()
+
+
 def upgrade_database(settings: Settings) -> bool:
     """Apply outstanding migrations; return whether there were any."""
     return upgrade(settings.database)
@@ -418,16 +423,33 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
         Finding("settings", "ok", f"read; stages {settings.stages.value}, intake {settings.intake.value}")
     )
     try:
-        async with open_service(settings, working=False) as service:
-            await doctor.examine_database(service.database, service.queries, findings)
-            await doctor.examine_cache(service.cache, findings)
-            await doctor.examine_broker(service.broker, service.temporary, findings)
-            await doctor.examine_gateway(service.gateway, service.queries, findings)
-            findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
+        await asyncio.to_thread(upgrade, settings.database)
     except ExpediterError as error:
         what = "settings" if isinstance(error, ConfigurationError) else "database"
-        findings.append(Finding(what, "failed", str(error)))
+        findings.append(Finding(what, "failed", f"{error}. Nothing is stored until it can be used"))
+        await _examine_parts(settings, findings, stored=False)
+    else:
+        await _examine_parts(settings, findings, stored=True)
     if settings.admin_password is None:
         findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
     else:
         findings.append(Finding("admin", "ok", "admin calls ask for the password"))
+
+
+async def _examine_parts(settings: Settings, findings: list[Finding], *, stored: bool) -> None:
+    """Look at every part; not `stored`: the database cannot be looked at."""
+    try:
+        async with AsyncExitStack() as stack:
+            service = await _open_parts(settings, stack, working=False)
+            queued = service.intake is not None
+            if stored:
+                await doctor.examine_database(service.database, service.queries, findings)
+            await doctor.examine_cache(service.cache, findings)
+            await doctor.examine_broker(service.broker, service.temporary, findings, queued=queued)
+            if stored:
+                await doctor.examine_gateway(service.gateway, service.queries, findings)
+            findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
+    except ExpediterError as error:
+        what = "settings" if isinstance(error, ConfigurationError) else "database"
+        if not any(finding.verdict == "failed" for finding in findings):
+            findings.append(Finding(what, "failed", str(error)))

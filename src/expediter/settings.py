@@ -48,7 +48,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=_ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True)
 
-    database_url: str = Field("", description="where orders are stored; default sqlite:///expediter.db")
+    database_url: str = Field(
+        "", repr=False, description="where orders are stored; default sqlite:///expediter.db"
+    )
     db_host: str = Field("", description="the host of a MariaDB or MySQL database, instead of DATABASE_URL")
     db_user: str = Field("", description="its user")
     db_pass: SecretStr | None = Field(None, description="its password")

@@ -11,11 +11,12 @@ An order is put here before its client is answered, and stays until TEMP_ORDER_C
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from expediter.gathering import Gatherer
 from expediter.orders import Job, Line, Order
@@ -70,10 +71,14 @@ class Temporary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Found(NamedTuple):
-    """What is known of an order; not `certain`: Redis has forgotten lately, to find nothing says little."""
+    """What is known of an order; not `certain`: Redis may have forgotten lately, to find nothing says little.
+
+    `lost`: it has forgotten lately, and this process knows that it knew more before.
+    """
 
     temporary: Temporary | None
     certain: bool
+    lost: bool = False
 
 
 class Settled(NamedTuple):
@@ -91,6 +96,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     order_id: str
     answer: str | None = None
 
+
+log = structlog.get_logger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 _temporary = msgspec.json.Decoder(Temporary)
@@ -111,6 +118,15 @@ for index, key in ipairs(KEYS) do
   end
 end
 """
+# KEYS[1]: since when nothing was forgotten. ARGV[1]: this server's run, ARGV[2]: what to set if it has none.
+_REMEMBER = """
+local since = redis.call('GET', KEYS[1])
+if not since or string.sub(since, 1, #ARGV[1]) ~= ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2])
+  since = ARGV[2]
+end
+return since
+"""
 # KEYS[1]: the kept answer, KEYS[2]: the mark of a request under way. ARGV[1]: what to keep, ARGV[2]: milliseconds,
 # ARGV[3]: milliseconds of the mark. Returns what was kept before, and 1 if nobody else is at it.
 _BEGIN = """
@@ -129,9 +145,12 @@ class TemporaryOrders:
         self.name = f"Redis at {place_of(url)}"
         self._keep_ms = int(keep_seconds * 1000)
         self._run = Run()
+        self._since = b""
+        self._lost = False
         self._client = connect(url, "REDIS_URL", connections=CONNECTIONS, run=self._run)
         self._settle = self._client.register_script(_SETTLE)
         self._begin = self._client.register_script(_BEGIN)
+        self._remember = self._client.register_script(_REMEMBER)
         self._lookups: Gatherer[str, Found] = Gatherer(self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2)
 
     async def put(self, orders: Sequence[tuple[str, Temporary, bool]]) -> list[bool]:
@@ -162,6 +181,29 @@ class TemporaryOrders:
             async with self._bounded():
                 await self._settle(keys, arguments)
 
+    async def settle_if_possible(self, settled: Sequence[Settled]) -> None:
+        """Like `settle`, for what others may see to as well; without Redis nothing happens."""
+        with suppress(RedisUnavailable):
+            await self.settle(settled)
+
+    async def put_back(self, before: Mapping[str, Temporary | None]) -> None:
+        """Keep of these orders what was kept before, if it is still to be shown; the database has the others."""
+        pending = [(each, was, False) for each, was in before.items() if was and was.state == "pending"]
+        kept = {order_id for order_id, _, _ in pending}
+        try:
+            await self.remove([order_id for order_id in before if order_id not in kept])
+            await self.put(pending)
+        except RedisUnavailable:
+            log.warning("orders that were not accepted stay visible: Redis cannot be reached")
+
+    async def refused(self, order_id: str, token: str) -> bool:
+        """Return whether a command is known to be refused, with no order to show that at."""
+        try:
+            kept = (await self.find(order_id)).temporary
+        except RedisUnavailable:
+            return False
+        return kept is not None and kept.state == "refused" and kept.token == token
+
     async def find(self, order_id: str) -> Found:
         """Return what is known of an order."""
         return await self._lookups.ask(order_id)
@@ -171,16 +213,19 @@ class TemporaryOrders:
             keys = [SINCE, *(f"temp_order:{order_id}" for order_id in order_ids)]
             since, *values = await self._client.mget(keys)
             certain = await self._remembers(since)
-        return [Found(_temporary.decode(value) if value else None, certain) for value in values]
+        lost = self._lost and not certain
+        return [Found(_temporary.decode(value) if value else None, certain, lost) for value in values]
 
     async def _remembers(self, since: Any) -> bool:
         """Return whether Redis has been complete for long enough."""
         now = int(time.time() * 1000)
-        run, _, began = (since or b"").decode().partition(":")
-        if run != self._run.id or not began.isdigit():
-            await self._client.set(SINCE, f"{self._run.id}:{now}")
-            return False
-        return not 0 <= now - int(began) < LOSS_SECONDS * 1000
+        if not since or not since.startswith(f"{self._run.id}:".encode()):
+            since = await self._remember((SINCE,), (f"{self._run.id}:", f"{self._run.id}:{now}"))
+        # Whoever has known an earlier time knows that something was forgotten in between.
+        self._lost = self._lost or self._since not in (b"", since)
+        self._since = since
+        began = since.rpartition(b":")[2]
+        return began.isdigit() and not 0 <= now - int(began) < LOSS_SECONDS * 1000
 
     async def begin(self, key: str, kept: Kept, keep_ms: int) -> tuple[Kept, bool]:
         """Take an Idempotency-Key. Return what is kept under it, and whether this request may go on."""

@@ -114,15 +114,14 @@ async def open_cache(
 
     In memory only where it can tell that others have written. Raises ConfigurationError for a wrong `url`.
     """
-    if disabled:
-        return NoCache()
     if url:
         from expediter.cache.redis import RedisCache
 
-        shared = RedisCache(url, ttl_seconds=ttl_seconds)
+        # Also while it is disabled here: other processes must hear of what this one changes.
+        shared = RedisCache(url, ttl_seconds=ttl_seconds, reading=not disabled)
         await shared.start()
         return shared
-    if position_now is None:
+    if disabled or position_now is None:
         return NoCache()
     from expediter.cache.memory import MemoryCache
 

@@ -117,9 +117,13 @@ log = structlog.get_logger(__name__)
 class RedisCache:
     """See Cache. Use it from one event loop; `expect_changes` may be awaited in the writer's thread."""
 
-    def __init__(self, url: str, *, ttl_seconds: float) -> None:
-        """Keep entries for `ttl_seconds` in the Redis at `url`. Raises ConfigurationError."""
-        self.name = f"Redis at {place_of(url)}"
+    def __init__(self, url: str, *, ttl_seconds: float, reading: bool = True) -> None:
+        """Keep entries for `ttl_seconds` in the Redis at `url`; not `reading`: tell it of changes only.
+
+        Raises ConfigurationError.
+        """
+        self.name = f"Redis at {place_of(url)}" if reading else f"off; Redis at {place_of(url)} hears of changes"
+        self._reading = reading
         self._ttl_seconds = ttl_seconds
         self._ttl_ms = str(max(1, int(ttl_seconds * 1000)))
         self._run = Run()
@@ -203,7 +207,7 @@ class RedisCache:
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """See Cache."""
         epoch = b""
-        if self._usable:
+        if self._reading and self._usable:
             try:
                 epoch, value = await self._lookups.ask(order_id)
             except RedisUnavailable as error:
@@ -247,7 +251,7 @@ class RedisCache:
     async def page(self, key: str, load: LoadPage) -> bytes:
         """See Cache."""
         version = b""
-        if self._usable:
+        if self._reading and self._usable:
             try:
                 async with deadline(CALL_SECONDS_MAX):
                     arguments = [*self._epoch(), secrets.token_hex(8), key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,10 +15,16 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.dialects import Row, T, Transaction
+from expediter.dialects import Row, T, Transaction, server_name
 from expediter.dialects.collisions import until_it_does_not_collide
 from expediter.dialects.statements import Compiler
-from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
+from expediter.errors import (
+    CommitUncertain,
+    ConfigurationError,
+    ConstraintViolated,
+    DatabaseUnavailable,
+    ExpediterError,
+)
 
 #: Connections of one process, at most.
 CONNECTIONS_MAX = 10
@@ -28,6 +35,7 @@ ROWS_PER_STATEMENT_MAX = 50
 
 _statements = Compiler(mysql.dialect(paramstyle="pyformat"), lambda number: "%s")
 #: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
+_TLS_MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _COLLISIONS = frozenset({1213, 1205, 1020, 1062})
 #: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
 _REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
@@ -91,6 +99,32 @@ class MysqlConnection:
         return int((await self._cursor.fetchone())[0])
 
 
+def tls_of(url: URL) -> ssl.SSLContext | None:
+    """Return how `?ssl_mode=` and `?ssl_ca=` ask for TLS; None: not at all.
+
+    REQUIRED encrypts, VERIFY_CA checks the certificate, VERIFY_IDENTITY (what `ssl_ca` alone asks for) the name in
+    it, too. Raises ConfigurationError.
+    """
+    unknown = sorted(url.query.keys() - {"ssl_mode", "ssl_ca"})
+    authorities = url.query.get("ssl_ca")
+    mode = url.query.get("ssl_mode") or ("VERIFY_IDENTITY" if authorities else "DISABLED")
+    if unknown or mode not in _TLS_MODES or isinstance(authorities, tuple):
+        raise ConfigurationError(
+            f"DATABASE_URL: {', '.join(unknown) or 'ssl_mode'} is not understood; for MariaDB and MySQL there are "
+            f"ssl_ca (a file) and ssl_mode ({', '.join(_TLS_MODES)})"
+        )
+    if mode == "DISABLED":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"DATABASE_URL: ssl_ca={authorities} cannot be read: {error}") from error
+    context.check_hostname = mode == "VERIFY_IDENTITY"
+    if mode == "REQUIRED":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class MysqlDatabase:
     """A MariaDB or MySQL database (InnoDB); READ COMMITTED, with explicit locks and compare-and-set."""
 
@@ -98,14 +132,15 @@ class MysqlDatabase:
     power_safe: Mapping[str, str] = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1"}
 
     def __init__(self, url: URL) -> None:
-        """Remember the address; nothing is opened yet."""
+        """Remember the address; nothing is opened yet. Raises ConfigurationError."""
+        tls_of(url)
         self._url = url
         self._pool: Any = None
         self._opening = asyncio.Lock()
 
     def describe(self) -> str:
         """See Database."""
-        return f"MariaDB/MySQL, {self._url.host or 'localhost'}/{self._url.database or ''}"
+        return f"MariaDB/MySQL, {server_name(self._url)}/{self._url.database or ''}"
 
     def position_reader(self) -> Callable[[], int] | None:
         """See Database: here it would be a round trip."""
@@ -177,6 +212,7 @@ class MysqlDatabase:
                         user=self._url.username or "root",
                         password=self._url.password or "",
                         db=self._url.database,
+                        ssl=tls_of(self._url),
                         charset="utf8mb4",
                         minsize=1,
                         maxsize=CONNECTIONS_MAX,
@@ -194,7 +230,9 @@ class MysqlDatabase:
         async with self._connection() as raw, raw.cursor() as cursor:
             for name in self.power_safe:
                 await cursor.execute(f"SELECT @@GLOBAL.{name}")
-                found[name] = str((await cursor.fetchone())[0])
+                told = str((await cursor.fetchone())[0])
+                # Some versions say ON where others say 1.
+                found[name] = {"ON": "1", "OFF": "0"}.get(told, told)
             await raw.rollback()
         return found
 

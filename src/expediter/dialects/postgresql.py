@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.dialects import Row, T, Transaction
+from expediter.dialects import Row, T, Transaction, server_name
 from expediter.dialects.collisions import until_it_does_not_collide
 from expediter.dialects.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
@@ -99,6 +99,11 @@ async def _roll_back(raw: Any) -> None:
         raw.terminate()
 
 
+def dsn_of(url: URL) -> str:
+    """Return the address as the driver reads it, with sslmode, sslrootcert and whatever else libpq knows."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
 class PostgresDatabase:
     """A PostgreSQL database; READ COMMITTED, with explicit locks and compare-and-set."""
 
@@ -113,7 +118,7 @@ class PostgresDatabase:
 
     def describe(self) -> str:
         """See Database."""
-        return f"PostgreSQL, {self._url.host or 'localhost'}/{self._url.database or ''}"
+        return f"PostgreSQL, {server_name(self._url)}/{self._url.database or ''}"
 
     def position_reader(self) -> Callable[[], int] | None:
         """See Database: here it would be a round trip."""
@@ -166,12 +171,7 @@ class PostgresDatabase:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
-                        host=self._url.host or "localhost",
-                        port=self._url.port or 5432,
-                        user=self._url.username,
-                        password=self._url.password,
-                        database=self._url.database,
-                        ssl=self._url.query.get("sslmode"),
+                        dsn_of(self._url),
                         min_size=1,
                         max_size=CONNECTIONS_MAX,
                         timeout=CONNECT_SECONDS_MAX,

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import asyncpg
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, Connection, create_engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from expediter.dialects import parse_url
+from expediter.dialects.mysql import tls_of
+from expediter.dialects.postgresql import dsn_of
 from expediter.dialects.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
@@ -110,12 +113,11 @@ def _run_on_file(path: Path) -> None:
 
 
 async def _upgrade_server(url: URL) -> bool:
-    # What only our own driver's pool understands stays out of the address.
-    engine = create_async_engine(url.set(query={}), poolclass=NullPool)
+    engine = _engine(url)
     try:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             connection = await engine.connect()
-    except (DBAPIError, OSError, TimeoutError) as error:
+    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         await engine.dispose()
         cause = getattr(error, "orig", None) or error
         where = f"{url.host}:{url.port}" if url.port else url.host
@@ -126,12 +128,40 @@ async def _upgrade_server(url: URL) -> bool:
         await _lock_server(connection, url.get_backend_name())
         if await connection.run_sync(_step_of_server) == HEAD:
             return False
+        if url.get_backend_name() != "postgresql":
+            await _check_triggers(connection)
         await connection.run_sync(_run_steps)
         await connection.commit()
         return True
     finally:
         await connection.close()
         await engine.dispose()
+
+
+def _engine(url: URL) -> AsyncEngine:
+    """Return an engine that connects as the service itself does, with the same TLS."""
+    if url.get_backend_name() == "postgresql":
+        return create_async_engine(
+            url.set(query={}), poolclass=NullPool, async_creator=lambda: asyncpg.connect(dsn_of(url))
+        )
+    context = tls_of(url)
+    arguments = {} if context is None else {"ssl": context}
+    return create_async_engine(url.set(query={}), poolclass=NullPool, connect_args=arguments)
+
+
+async def _check_triggers(connection: AsyncConnection) -> None:
+    """Raise ConfigurationError where MariaDB or MySQL would refuse a trigger in the midst of the upgrade."""
+    row = (
+        await connection.execute(text("SELECT @@GLOBAL.log_bin, @@GLOBAL.log_bin_trust_function_creators"))
+    ).one()
+    grants = [str(grant[0]) for grant in await connection.execute(text("SHOW GRANTS"))]
+    await connection.rollback()
+    may = any("ALL PRIVILEGES ON *.*" in grant or "SUPER" in grant for grant in grants)
+    if row[0] and not row[1] and not may:
+        raise ConfigurationError(
+            "The database keeps a binary log and lets only administrators make triggers: set "
+            "log_bin_trust_function_creators=1 there, or run `expediter db upgrade` once as an administrator"
+        )
 
 
 async def _lock_server(connection: AsyncConnection, kind: str) -> None:

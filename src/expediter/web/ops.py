@@ -49,20 +49,26 @@ class Index(msgspec.Struct, frozen=True):
 
 
 async def health(call: Call, context: Context) -> Reply:
-    """Return a verdict for each dependency; 503 when orders cannot be taken."""
+    """Return a verdict for each dependency; 503 when orders cannot be taken in."""
     call.query()
     database = await _database(context)
     parts = {"database": database, "cache": _cache(context), "queue": await _queue(context)}
     if database.status == "ok":
         parts["payment_gateway"] = await _gateway(context)
     statuses = {part.status for part in parts.values()}
-    down = any(part.status == "down" for part in parts.values())
+    down = any(part.status == "down" for part in parts.values()) and not _queues(context)
     verdict = "unhealthy" if down else "degraded" if statuses - {"ok"} else "healthy"
     document = Health(verdict, __version__, context.durability, parts)
     reply = json_reply(503 if verdict == "unhealthy" else 200, document)
     if reply.status == 503:
         reply.headers.append((b"retry-after", b"1"))
     return reply
+
+
+def _queues(context: Context) -> bool:
+    """Return whether orders are taken in by the broker, so that nobody need wait for the database."""
+    intake, broker = context.intake, context.broker
+    return intake is not None and broker is not None and intake.failing is None and broker.failing is None
 
 
 async def _database(context: Context) -> Dependency:
@@ -122,9 +128,11 @@ async def healthz(call: Call, context: Context) -> Reply:
 
 
 async def readyz(call: Call, context: Context) -> Reply:
-    """Return 200 if this process should get requests, 503 while it stops or its database is away."""
+    """Return 200 if this process should get requests, 503 while it stops or cannot take orders in."""
     call.query()
     status = "stopping" if context.draining else (await _database(context)).status
+    if status == "down" and _queues(context):
+        status = "ok"
     reply = json_reply(200 if status == "ok" else 503, Alive(status))
     if reply.status == 503:
         reply.headers.append((b"retry-after", b"1"))
