@@ -110,6 +110,9 @@ def _assert_history(folder: Path) -> None:
     assert positions == list(range(1, len(positions) + 1)), "positions with a gap or twice"
     assert rows(folder, "SELECT position FROM feed") == [(len(positions),)]
     versions = dict(rows(folder, "SELECT order_id, version FROM orders"))
+    for (order_id,) in rows(folder, "SELECT order_id FROM deleted_orders"):
+        assert numbers[order_id] == list(range(1, len(numbers[order_id]) + 1))
+        versions[order_id] = len(numbers[order_id])  # its history stays
     assert numbers == {order_id: list(range(1, version + 1)) for order_id, version in versions.items()}
 
 

@@ -52,9 +52,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "queries": CORE | {"dialects", "lookups", "cache", "documents", "requests", "resilience", "accepted"},
     "queued": CORE | {"requests"},
     "hints": CORE | {"brokers", "gathering", "requests"},
+    "unstored": CORE
+    | {"brokers", "committer", "dialects", "lookups", "queued", "redis_client", "requests", "temporary"},
     "intake": CORE
     | {"brokers", "committer", "dialects", "documents", "gathering", "keys", "lookups", "queries", "queued"}
-    | {"redis_client", "requests", "temporary"},
+    | {"redis_client", "requests", "temporary", "unstored"},
     "applier": CORE | {"brokers", "committer", "queued", "redis_client", "requests", "temporary"},
     "brokers": CORE | {"redis_client"},
     "payments": CORE,

@@ -26,10 +26,14 @@ STORED_AGAIN_SECONDS = 0.05
 class AcceptedOrders:
     """Reads through what is not stored yet. An order that was accepted is never said not to exist."""
 
-    def __init__(self, temporary: TemporaryOrders, broker: Broker) -> None:
-        """`temporary` has what is not stored; where it has forgotten, `broker` says whether anything waits."""
+    def __init__(self, temporary: TemporaryOrders, broker: Broker, *, taking: bool) -> None:
+        """`temporary` has what is not stored; where it has forgotten, `broker` says whether anything waits.
+
+        Not `taking`: orders are stored before they are answered, and at most some accepted earlier still wait.
+        """
         self._temporary = temporary
         self._broker = broker
+        self._taking = taking
         self._away_since: float | None = None
 
     async def find(self, order_id: str) -> Found | None:
@@ -54,10 +58,14 @@ class AcceptedOrders:
         Raises OrderNotFound for one whose deletion was accepted, CommandRefused for one that could not be stored,
         Unavailable when it cannot be said now.
         """
+        if not self._taking and (entry := await stored()) is not None:
+            return entry
         found = await self.find(order_id)
         temporary = found.temporary if found else None
         if temporary is None or temporary.state == "stored":
             entry = await stored()
+            if not self._taking or (temporary is not None and temporary.deleted):
+                return entry
             if entry is None and (found is None or not found.certain):
                 return await self._look_again(order_id, stored)
             return entry
@@ -110,7 +118,7 @@ class AcceptedOrders:
         Raises Unavailable after STORED_SECONDS_MAX, and OrderNotFound for one whose deletion was accepted.
         """
         deadline = asyncio.get_running_loop().time() + STORED_SECONDS_MAX
-        while True:
+        while self._taking:
             found = await self.find(order_id)
             if found is None or found.temporary is None or found.temporary.state != "pending":
                 return

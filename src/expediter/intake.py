@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -43,27 +42,16 @@ from expediter.gathering import Gatherer
 from expediter.keys import load_answers, replay_answer
 from expediter.orders import MICROSECONDS, Job, Line, Order
 from expediter.queries import Queries
-from expediter.queued import QueuedCommand, pack, queued
+from expediter.queued import queued
 from expediter.redis_client import RedisUnavailable
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
-from expediter.temporary import Kept, Prediction, Settled, Temporary, TemporaryOrders
+from expediter.temporary import Kept, Prediction, Temporary, TemporaryOrders
+from expediter.unstored import LOOK_SECONDS, Accepted, Unstored, publish
 
-#: Commands in one message, at most, and the bytes at which a message is full.
+#: Commands in one message, at most.
 COMMANDS_PER_MESSAGE = 100
-MESSAGE_BYTES = 512 * 1024
 #: Commands that may wait for their message; one more is refused with Overloaded.
 WAITING_MAX = 10_000
-#: Commands that are remembered until they are seen in the database; beyond that the broker alone has the oldest.
-REMEMBERED_MAX = 20_000
-#: A command is looked for in the database after so many seconds, and sent again after so many more.
-LOOK_SECONDS = 2.0
-AGAIN_SECONDS = 5.0
-#: The same while the queue is not empty: it may just be waiting its turn.
-AGAIN_BUSY_SECONDS = 30.0
-#: How often a command is sent again.
-AGAIN_MAX = 10
-#: Commands that are looked for at once.
-LOOKS_PER_ROUND = 500
 #: Seconds that the database may take to say what it knows of an order; beyond that it is accepted unjudged.
 JUDGE_SECONDS = 0.5
 #: How long a command of no caller's key is known by its token, in microseconds.
@@ -76,20 +64,6 @@ _Known = tuple[Order, Job | None, tuple[Line, ...]]
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-class _Accepted(NamedTuple):
-    command: QueuedCommand
-    temporary: Temporary
-    new: bool
-    #: What was kept of the order before: it is put back if the broker does not take the command.
-    before: Temporary | None = None
-
-
-class _Remembered(msgspec.Struct):
-    accepted: _Accepted
-    sent_at: float
-    times: int = 0
 
 
 class QueuedIntake:
@@ -109,10 +83,10 @@ class QueuedIntake:
         self._queries = queries
         self._broker = broker
         self._temporary = temporary
-        self._messages: Gatherer[_Accepted, bool] = Gatherer(
+        self._messages: Gatherer[Accepted, bool] = Gatherer(
             self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
         )
-        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._unstored = Unstored(database, committer, broker, temporary)
         self._task: asyncio.Task[None] | None = None
         #: Why commands are stored directly now; None while the broker takes them.
         self.failing: str | None = None
@@ -231,15 +205,17 @@ class QueuedIntake:
         self.failing = None
         return Queued(answer)
 
-    async def _judge(self, request: Request, command: Command, word: Word, now: int) -> tuple[_Accepted, Answer]:
+    async def _judge(self, request: Request, command: Command, word: Word, now: int) -> tuple[Accepted, Answer]:
         """Decide on what is known of the order; return what to send, and the answer. Raises the refusal."""
         before, known = await self._known(command)
         token = uuid_utils.uuid7().hex
+        fresh = isinstance(command, PlaceOrder) and command.fresh
+        key = request.key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP))
+        kept_by = key.key if key else None
         base_version = 0
         prediction = None
-        deleted = False
         if known is None and not isinstance(command, PlaceOrder):
-            temporary = Temporary(state="pending", token=token, version=0)
+            temporary = Temporary(state="pending", token=token, version=0, key=kept_by)
         else:
             order, job, lines = known or (None, None, ())
             decision = decide(order, job, command, now)
@@ -248,26 +224,29 @@ class QueuedIntake:
             deleted = decision.order is None
             shown = decision.order or order
             assert shown is not None  # a command about no order was refused
-            document = b"null" if deleted else order_document(shown, lines)
             if not deleted:
                 prediction = Prediction(replace(shown, payment_token=None), decision.job, lines)
-            version = base_version + len(decision.events)
             temporary = Temporary(
                 state="pending",
                 token=token,
-                version=version,
-                order=msgspec.Raw(document),
+                version=base_version + len(decision.events),
+                key=kept_by,
+                order=msgspec.Raw(b"null" if deleted else order_document(shown, lines)),
                 prediction=prediction,
                 deleted=deleted,
             )
         answer = word(
             prediction.order if prediction else None, prediction.lines if prediction else (), command.order_id
         )
-        fresh = isinstance(command, PlaceOrder) and command.fresh
-        key = request.key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP))
-        kept = answer if request.key else Answer(answer.status_code, {}, "")
-        send = queued(command, token=token, key=key, answer=kept if key else None, base_version=base_version)
-        return _Accepted(send, temporary, isinstance(command, PlaceOrder), before), answer
+        send = queued(
+            command,
+            token=token,
+            key=key,
+            answer=None if key is None else answer if request.key else Answer(answer.status_code, {}, ""),
+            base_version=base_version,
+            after=before.key if before is not None and before.state == "pending" else None,
+        )
+        return Accepted(send, temporary, isinstance(command, PlaceOrder), before), answer
 
     async def _known(self, command: Command) -> tuple[Temporary | None, _Known | None]:
         """Return what is kept in Redis, and the order as it is or will be; None: nobody knows now.
@@ -330,53 +309,27 @@ class QueuedIntake:
             return replace(outcome, answer=None)
         return outcome
 
-    async def _send(self, accepted: Sequence[_Accepted]) -> list[bool]:
+    async def _send(self, accepted: Sequence[Accepted]) -> list[bool]:
         """Keep commands for readers and publish them; return which were new where they had to be."""
         kept = await self._temporary.put(
             [(each.command.command.order_id, each.temporary, each.new) for each in accepted]
         )
         sending = [each for each, taken in zip(accepted, kept, strict=True) if taken]
         try:
-            await self._publish(sending)
+            await publish(self._broker, sending)
         except BrokerUnavailable:
             await self._temporary.put_back(
                 {each.command.command.order_id: each.before for each in reversed(sending)}
             )
             raise
-        now = time.monotonic()
-        for each in sending:
-            self._remembered[each.command.token] = _Remembered(each, now)
-        while len(self._remembered) > REMEMBERED_MAX:
-            self._remembered.popitem(last=False)
+        self._unstored.remember(sending)
         return kept
 
-    async def _publish(self, accepted: Sequence[_Accepted]) -> None:
-        part: list[QueuedCommand] = []
-        size = 0
-        for each in accepted:
-            # A line's text is most of what makes a message long; the document has it too.
-            bytes_more = len(bytes(each.temporary.order))
-            if part and size + bytes_more > MESSAGE_BYTES:
-                await self._broker.publish(Topic.COMMANDS, pack(part))
-                part, size = [], 0
-            part.append(each.command)
-            size += bytes_more
-        if part:
-            await self._broker.publish(Topic.COMMANDS, pack(part))
-
     async def _look_after(self) -> None:
-        """See that everything accepted reaches the database, whatever becomes of the broker and of Redis."""
         while True:
             await asyncio.sleep(LOOK_SECONDS / 2)
             await self._look_whether_it_works()
-            now = time.monotonic()
-            waiting = [each for each in self._remembered.values() if now - each.sent_at >= LOOK_SECONDS]
-            for start in range(0, len(waiting), LOOKS_PER_ROUND):
-                try:
-                    await self._look(waiting[start : start + LOOKS_PER_ROUND])
-                except ExpediterError as error:
-                    log.info("what was accepted cannot be looked after now", error=str(error))
-                    break
+            await self._unstored.look_after()
 
     async def _look_whether_it_works(self) -> None:
         if self.failing is None:
@@ -389,96 +342,3 @@ class QueuedIntake:
         else:
             log.info("commands are queued again")
             self.failing = None
-
-    async def _look(self, waiting: Sequence[_Remembered]) -> None:
-        missing = await self._missing(waiting)
-        try:
-            busy = (await self._broker.depth(Topic.COMMANDS)).waiting > 0
-        except BrokerUnavailable:
-            # Nobody gets them from a broker that is away: the database does, and what comes later changes nothing.
-            await self._store_directly(missing)
-            return
-        now = time.monotonic()
-        patience = AGAIN_BUSY_SECONDS if busy else AGAIN_SECONDS
-        again = [each for each in missing if now - each.sent_at >= patience]
-        for each in list(again):
-            command = each.accepted.command
-            if await self._temporary.refused(command.command.order_id, command.token):
-                self._remembered.pop(command.token, None)
-                again.remove(each)
-        if not again:
-            return
-        log.warning("accepted commands are neither stored nor in the broker; sending them again", count=len(again))
-        try:
-            await self._show_again(again)
-        except RedisUnavailable as error:
-            log.warning("accepted orders cannot be shown before they are stored", error=str(error))
-        await self._publish(
-            [each.accepted._replace(command=replace(each.accepted.command, again=True)) for each in again]
-        )
-        for each in again:
-            each.sent_at = now
-            each.times += 1
-            if each.times >= AGAIN_MAX:
-                log.error(
-                    "a command was sent again and again and is not stored", token=each.accepted.command.token
-                )
-                self._remembered.pop(each.accepted.command.token, None)
-
-    async def _show_again(self, again: Sequence[_Remembered]) -> None:
-        """Where Redis has forgotten orders, put back the newest that is known of each."""
-        wanted = {each.accepted.command.command.order_id for each in again}
-        newest = {
-            each.accepted.command.command.order_id: each.accepted.temporary
-            for each in self._remembered.values()
-            if each.accepted.command.command.order_id in wanted
-        }
-        await self._temporary.put([(order_id, temporary, True) for order_id, temporary in newest.items()])
-
-    async def _missing(self, waiting: Sequence[_Remembered]) -> list[_Remembered]:
-        """Return the commands that are not in the database, and forget the others."""
-        by_order = [
-            each.accepted.command.command.order_id for each in waiting if each.accepted.command.key is None
-        ]
-        by_key = [each.accepted.command.key.key for each in waiting if each.accepted.command.key is not None]
-        stored = await self._database.read(partial(lookups.which_are_stored, order_ids=by_order, keys=by_key))
-        missing = []
-        settled = []
-        for each in waiting:
-            command = each.accepted.command
-            if (command.key.key if command.key else command.command.order_id) in stored:
-                self._remembered.pop(command.token, None)
-                settled.append(Settled(command.command.order_id, command.token))
-            else:
-                missing.append(each)
-        await self._temporary.settle_if_possible(settled)
-        return missing
-
-    async def _store_directly(self, missing: Sequence[_Remembered]) -> None:
-        if not missing:
-            return
-        now = time.monotonic()
-        # What another process accepted before may be stored by that one only: then it waits.
-        requests = [
-            each.accepted.command.request(waits=now - each.sent_at < AGAIN_BUSY_SECONDS, again=True)
-            for each in missing
-        ]
-        outcomes = await self._committer.submit_patiently(requests)
-        settled = []
-        for each, outcome in zip(missing, outcomes, strict=True):
-            if not isinstance(outcome, NotYetApplied):
-                settled.append(await self._settled(each.accepted.command, outcome))
-                self._remembered.pop(each.accepted.command.token, None)
-        await self._temporary.settle_if_possible(settled)
-
-    async def _settled(self, command: QueuedCommand, outcome: Outcome) -> Settled:
-        placed = command.command
-        same = isinstance(outcome, DuplicateOrder) and isinstance(placed, PlaceOrder) and placed.fresh
-        if not isinstance(outcome, ExpediterError) or same:
-            return Settled(placed.order_id, command.token)
-        log.warning("an accepted command was refused", order_id=placed.order_id, error=str(outcome))
-        recorded: Outcome = outcome
-        if not isinstance(outcome, IdempotencyMismatch):
-            (recorded,) = await self._committer.submit_patiently([command.refusal(str(outcome))])
-        refused = isinstance(recorded, ExpediterError)
-        return Settled(placed.order_id, command.token, str(outcome) if refused else None)

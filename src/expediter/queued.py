@@ -15,7 +15,8 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     `token` names it. `key` is the caller's idempotency key, or one of its own by which a second delivery is known;
     None where the order's id alone tells. `answer` is what is kept under the key. The command was accepted on
-    version `base_version` of its order, and is applied to that or a newer one. `again` says that it is sent a
+    version `base_version` of its order, and is applied to that or a newer one; `after` is the key of the command
+    before it on the same order, if that was not stored then. `again` says that it is sent a
     second time.
     """
 
@@ -28,6 +29,7 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     key: IdempotencyKey | None = None
     answer: Answer | None = None
     base_version: int = 0
+    after: str | None = None
     again: bool = False
 
     @property
@@ -44,7 +46,9 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             command = msgspec.structs.replace(command, fresh=False)
         answer = self.answer
         word = (lambda order, lines: answer) if answer is not None else None
-        return Request(command, self.key, word, base_version=self.base_version if waits else 0)
+        if not waits:
+            return Request(command, self.key, word)
+        return Request(command, self.key, word, base_version=self.base_version, after=self.after)
 
     def refusal(self, reason: str) -> Request:
         """Return what notes in its order's history that it was refused after all."""

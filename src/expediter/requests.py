@@ -72,7 +72,8 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
 class Request(msgspec.Struct, frozen=True, gc=False):
     """A command, with the caller's idempotency key and how to word the answer that is kept under it.
 
-    It is carried out on an order of version `base_version` or newer, and refused with NotYetApplied before that.
+    It is carried out on an order of version `base_version` or newer, after the request of the key `after` if there
+    is one, and refused with NotYetApplied before that.
     """
 
     command: Command
@@ -80,6 +81,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     answer: Callable[[Order, tuple[Line, ...]], Answer] | None = None
     with_lines: bool = False
     base_version: int = 0
+    after: str | None = None
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):

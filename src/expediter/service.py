@@ -173,13 +173,12 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack, *, working: boo
     worker = _worker(settings, database, committer, gateway, fulfiller) if working else None
     intake = applier = accepted = None
     if broker is not None and temporary is not None:
-        if settings.intake is Intake.QUEUED:
-            accepted = AcceptedOrders(temporary, broker)
+        # Also while INTAKE is direct: what was queued before must not be left behind, nor be unknown.
+        accepted = AcceptedOrders(temporary, broker, taking=settings.intake is Intake.QUEUED)
         if working:
-            # Also while INTAKE is direct: what was queued before must not be left behind.
             applier = Applier(committer, broker, temporary)
     queries = Queries(database, cache, accepted)
-    if accepted is not None and broker is not None and temporary is not None:
+    if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
     committer.on_commit(queries.notice)
     return Service(

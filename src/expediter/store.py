@@ -173,6 +173,7 @@ class _Batch:
             rows = await self._connection.fetch(_LOAD_DELETED, ids=placing)
             self._deleted.update(row[0] for row in rows)
         keys = [request.key.key for request in requests if request.key]
+        keys += [request.after for request in requests if request.after]
         if keys:
             self._answers = await load_answers(self._connection, keys, self._now)
 
@@ -210,6 +211,8 @@ class _Batch:
         return outcome
 
     def _check_base(self, asked: Request) -> None:
+        if asked.after and asked.after not in self._answers:
+            raise NotYetApplied(f"order {asked.command.order_id} waits for what was accepted before")
         if asked.base_version:
             order = self._after.get(asked.command.order_id, (None, None))[0]
             if order is None or order.version < asked.base_version:

@@ -52,12 +52,14 @@ class Temporary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is kept at `temp_order:{order_id}`.
 
     `version` is the one that the order will have; `order` is its document (null: it will be deleted, or nothing
-    is known of it while the database is away). `token` names the latest command. A `refused` one has `error`.
+    is known of it while the database is away). `token` names the latest command, `key` is what the database will
+    know it by (None: its order's id). A `refused` one has `error`.
     """
 
     state: Literal["pending", "stored", "refused"]
     token: str
     version: int
+    key: str | None = None
     order: msgspec.Raw = msgspec.Raw(b"null")
     prediction: Prediction | None = None
     deleted: bool = False
