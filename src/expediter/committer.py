@@ -28,6 +28,8 @@ SETTLE_SECONDS_MAX = 10.0
 SETTLE_AGAIN_SECONDS = 0.2
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
+#: Pause between two rounds of housekeeping, in seconds.
+HOUSEKEEPING_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -188,6 +190,17 @@ class Committer:
             await self._succeed(groups, batch.outcomes)
         else:
             await self._commit(groups)
+
+    async def keep_house(self) -> None:
+        """Remove what has expired, now and then, for ever."""
+        while True:
+            try:
+                removed = await self.housekeep()
+            except Exception as error:
+                # Upkeep that fails once must not end for good.
+                log.warning("expired idempotency keys could not be removed", error=str(error))
+                removed = 0
+            await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
 
     async def housekeep(self) -> int:
         """Remove some expired idempotency keys; return how many."""

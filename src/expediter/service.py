@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
 import uuid_utils
 import uvicorn
 
@@ -47,10 +46,6 @@ from expediter.worker import Worker
 
 #: Slots of each counter; a process adds to one of them.
 COUNTER_SLOTS = 64
-#: Pause between two rounds of housekeeping, in seconds.
-HOUSEKEEPING_SECONDS = 60.0
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -120,7 +115,7 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
         if service.intake is not None:
             service.intake.start()
         hints = _hints(service)
-        housekeeping = asyncio.create_task(_housekeep(service.committer))
+        housekeeping = asyncio.create_task(service.committer.keep_house())
         try:
             yield service
         finally:
@@ -244,17 +239,6 @@ def _worker(
         breaker_threshold=settings.circuit_breaker_failure_threshold,
         breaker_recovery=int(settings.circuit_breaker_recovery_seconds * MICROSECONDS),
     )
-
-
-async def _housekeep(committer: Committer) -> None:
-    while True:
-        try:
-            removed = await committer.housekeep()
-        except Exception as error:
-            # Upkeep that fails once must not end for good.
-            log.warning("expired idempotency keys could not be removed", error=str(error))
-            removed = 0
-        await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
 
 
 def bind(settings: Settings, *, insecure: bool) -> socket.socket:
