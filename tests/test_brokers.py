@@ -212,7 +212,7 @@ async def test_what_a_killed_process_had_received_comes_again(at: At) -> None:
         "    while len(found) < 2:\n"
         "        found += await broker.receive(Topic.COMMANDS, limit=2, wait_seconds=1)\n"
         "    print('received', flush=True)\n"
-        "    await asyncio.sleep(3600)\n"
+        "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
     other = await asyncio.create_subprocess_exec(
