@@ -1,6 +1,7 @@
 """The database's structure, step by step; `upgrade` takes a database to the newest step.
 
-Alembic is imported only when there is something to do: most starts find the newest step in place.
+Alembic is imported only when there is something to do, and the drivers of database servers only for them: most
+starts find the newest step in place.
 """
 
 from __future__ import annotations
@@ -13,26 +14,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import asyncpg
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, create_engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from expediter.dialects import parse_url
-from expediter.dialects.mysql import tls_of
-from expediter.dialects.postgresql import dsn_of
 from expediter.dialects.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
 #: The newest step.
 HEAD = "0001"
-#: Seconds that connecting to a database server may take.
-CONNECT_SECONDS_MAX = 5.0
-#: The name of the lock that one upgrade at a time holds on a database server.
-_LOCK_NAME = "expediter-upgrade"
-_LOCK_NUMBER = 6_720_412
 
 
 def upgrade(address: str) -> bool:
@@ -44,8 +36,9 @@ def upgrade(address: str) -> bool:
     kind, url = parse_url(address)
     if kind == "sqlite":
         return _upgrade_file(database_path(url))
-    driver = "asyncpg" if kind == "postgresql" else "asyncmy"
-    return asyncio.run(_upgrade_server(url.set(drivername=f"{kind}+{driver}")))
+    from expediter.migrations.servers import upgrade_server
+
+    return asyncio.run(upgrade_server(kind, url))
 
 
 def _upgrade_file(path: Path) -> bool:
@@ -105,84 +98,15 @@ def _run_on_file(path: Path) -> None:
 
     try:
         with engine.begin() as connection:
-            _run_steps(connection)
+            run_steps(connection)
     except DBAPIError as error:
         raise DatabaseUnavailable(f"{path} cannot be upgraded: {error.orig}") from error
     finally:
         engine.dispose()
 
 
-async def _upgrade_server(url: URL) -> bool:
-    engine = _engine(url)
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            connection = await engine.connect()
-    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        await engine.dispose()
-        cause = getattr(error, "orig", None) or error
-        where = f"{url.host}:{url.port}" if url.port else url.host
-        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {cause}") from error
-    try:
-        if await connection.run_sync(_step_of_server) == HEAD:
-            return False
-        await _lock_server(connection, url.get_backend_name())
-        if await connection.run_sync(_step_of_server) == HEAD:
-            return False
-        if url.get_backend_name() != "postgresql":
-            await _check_triggers(connection)
-        await connection.run_sync(_run_steps)
-        await connection.commit()
-        return True
-    finally:
-        await connection.close()
-        await engine.dispose()
-
-
-def _engine(url: URL) -> AsyncEngine:
-    """Return an engine that connects as the service itself does, with the same TLS."""
-    if url.get_backend_name() == "postgresql":
-        return create_async_engine(
-            url.set(query={}), poolclass=NullPool, async_creator=lambda: asyncpg.connect(dsn_of(url))
-        )
-    context = tls_of(url)
-    arguments = {} if context is None else {"ssl": context}
-    return create_async_engine(url.set(query={}), poolclass=NullPool, connect_args=arguments)
-
-
-async def _check_triggers(connection: AsyncConnection) -> None:
-    """Raise ConfigurationError where MariaDB or MySQL would refuse a trigger in the midst of the upgrade."""
-    row = (
-        await connection.execute(text("SELECT @@GLOBAL.log_bin, @@GLOBAL.log_bin_trust_function_creators"))
-    ).one()
-    grants = [str(grant[0]) for grant in await connection.execute(text("SHOW GRANTS"))]
-    await connection.rollback()
-    may = any("ALL PRIVILEGES ON *.*" in grant or "SUPER" in grant for grant in grants)
-    if row[0] and not row[1] and not may:
-        raise ConfigurationError(
-            "The database keeps a binary log and lets only administrators make triggers: set "
-            "log_bin_trust_function_creators=1 there, or run `expediter db upgrade` once as an administrator"
-        )
-
-
-async def _lock_server(connection: AsyncConnection, kind: str) -> None:
-    """Take the upgrade's lock; it goes with the connection."""
-    if kind == "postgresql":
-        await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK_NUMBER})"))
-    else:
-        await connection.execute(text(f"SELECT GET_LOCK('{_LOCK_NAME}', 600)"))
-    await connection.commit()
-
-
-def _step_of_server(connection: Connection) -> str | None:
-    if not connection.dialect.has_table(connection, "alembic_version"):
-        connection.rollback()
-        return None
-    row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
-    connection.rollback()
-    return str(row[0]) if row else None
-
-
-def _run_steps(connection: Connection) -> None:
+def run_steps(connection: Connection) -> None:
+    """Carry out the steps that are missing, in the transaction of `connection`. Raises ConfigurationError."""
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
