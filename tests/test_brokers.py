@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import time
 import traceback
@@ -491,13 +490,10 @@ async def test_a_broker_that_stands_still_is_given_up_in_time(mortal: At) -> Non
     """A server that answers nothing costs a hint a quarter of a second, and works again when it goes on."""
     broker = mortal.broker()
     await publish(broker, "before")
-    mortal.server.process.send_signal(signal.SIGSTOP)
-    try:
+    with mortal.server.frozen():
         with within(0.25), pytest.raises(BrokerUnavailable, match="250 ms"):
             await publish(broker, "a hint", topic=Topic.HINTS)
         assert broker.failing
-    finally:
-        mortal.server.process.send_signal(signal.SIGCONT)
 
     await publish(broker, "after")
     assert bodies(await receive(broker, 2)) == ["before", "after"]

@@ -667,6 +667,44 @@ def test_redis_flushed_before_the_order_is_stored(doors: Doors) -> None:
     doors.until(moved, "cancelled")
 
 
+def test_a_key_that_redis_forgot_makes_one_order(doors: Doors) -> None:
+    """If Redis forgets a key before its order is stored, a second request with it is refused visibly."""
+    body, key = order(None, BURGER), {"Idempotency-Key": f"key-{new_id()}"}
+    first = doors.place(body, **key).json()["order_id"]
+    doors.redis.delete(f"temp_order:{first}", f"idempotency:{key['Idempotency-Key']}")
+    second = doors.two.client.post("/orders", json=body, headers=key)
+    assert second.status_code == 202
+    second_id = second.json()["order_id"]
+    doors.drain()
+    doors.until(first, "completed")
+    assert doors.states(second_id) == {"409"}
+    assert first in doors.two.client.get(f"/orders/{second_id}").json()["error"]
+    again = doors.one.client.post("/orders", json=body, headers=key)
+    assert (again.status_code, again.json()["order_id"]) == (202, first)
+
+
+def test_the_id_of_a_deleted_order_is_refused_at_once(doors: Doors) -> None:
+    """An id is used once, also when nothing in Redis remembers its order any more."""
+    order_id = doors.placed()
+    assert doors.one.client.delete(f"/orders/{order_id}").status_code == 202
+    doors.apply()
+    doors.redis.delete(f"temp_order:{order_id}")
+    for client in doors.clients:
+        answer = client.post("/orders", json=order(order_id))
+        assert (answer.status_code, "deleted" in answer.json()["error"]) == (409, True), answer.text
+
+
+def test_a_batch_takes_no_id_that_waits_in_the_queue(doors: Doors) -> None:
+    """A row of a batch whose id was accepted before is refused, and the others are stored."""
+    waiting, free = doors.placed(), new_id()
+    other = [order(waiting, {"name": "Ink", "quantity": 9}), order(free), order()]
+    answer = doors.two.client.post("/orders/batch", json=other)
+    assert [row["status"] for row in answer.json()["results"]] == [409, 202, 202], answer.text
+    doors.drain()
+    assert doors.one.client.get(f"/orders/{waiting}").json()["items"][0]["name"] == "Pen"
+    doors.until(free, "completed")
+
+
 def test_a_lost_queue_is_filled_again(doors: Doors) -> None:
     """Commands whose queue or stream was deleted are given to the broker again, and applied in their order."""
     order_id, moved = doors.placed(BURGER), doors.placed()
@@ -784,6 +822,23 @@ def test_a_broker_that_goes_away_takes_no_accepted_order_along(
 def assert_sound_history(folder: Path, order_id: str) -> None:
     types = rows(folder, "SELECT type FROM events WHERE order_id = ? ORDER BY number", order_id)
     assert types == [("order.placed",), ("order.cancelled",)]
+
+
+def test_a_broker_that_hangs_keeps_one_client_waiting(
+    folder: Path, mortal_rabbitmq: RabbitServer, redis_server: RedisServer
+) -> None:
+    """While RabbitMQ hangs, the first orders wait for its deadline and the others are stored at once."""
+    with ExitStack() as stack:
+        doors = Doors(folder, stack, redis_server.new_database(), mortal_rabbitmq)
+        client = doors.one.client
+        assert client.post("/orders", json=order()).status_code == 202
+        with mortal_rabbitmq.frozen():
+            assert client.post("/orders", json=order()).status_code == 201
+            started = time.monotonic()
+            answers = [client.post("/orders", json=order()).status_code for _ in range(10)]
+            assert (set(answers), time.monotonic() - started < 3) == ({201}, True)
+        wait_until(lambda: health(client, "queue")["status"] == "ok")
+        assert client.post("/orders", json=order()).status_code == 202
 
 
 def test_without_redis_orders_are_stored_directly(

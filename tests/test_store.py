@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import msgspec
+
 from expediter.commands import (
     CancelOrder,
     ChangeStatus,
@@ -135,6 +137,22 @@ async def test_an_open_breaker_holds_charges_back_and_lets_one_probe_through(at:
         assert len(probes) == 1 and probes[0].probe
         await ask(committer, paid(probes[0]), ReportBreaker(succeeded=True, threshold=5, recovery=0))
         assert len((await claimed(committer)).claimed) > 1
+
+
+async def test_a_call_under_a_lost_lease_tells_the_breaker_nothing(at: Place) -> None:
+    """A worker that slept past its leases, and so failed every call, does not open the breaker for all."""
+    async with open_committer(at) as committer:
+        await place_many(committer, 10)
+        slept = (await claimed(committer, claim("sleeper", limit=10))).claimed
+        for job in slept:
+            order_id, fence = job.order.order_id, job.job.fence
+            await applied(committer, Request(ReleaseJob(order_id=order_id, fence=fence)))
+        assert len((await claimed(committer, claim("other", limit=10))).claimed) == 10
+        for job in slept:
+            report = msgspec.structs.replace(FAILURE, order_id=job.order.order_id)
+            outcomes = await ask(committer, paid(job), report)
+            assert isinstance(outcomes[0], StaleLease)
+        assert (await claimed(committer)).breaker.state == "closed"
 
 
 async def test_an_open_breaker_does_not_hold_fulfilment_back(at: Place) -> None:

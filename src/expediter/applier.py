@@ -206,6 +206,8 @@ class Applier:
 
     async def _settled(self, queued: QueuedCommand, outcome: Outcome) -> Settled:
         command = queued.command
+        if isinstance(outcome, Replayed) and (other := queued.other_order(outcome.answer)):
+            return Settled(command.order_id, queued.token, other, queued.key.key if queued.key else None)
         if isinstance(outcome, (Applied, Replayed)):
             return Settled(command.order_id, queued.token)
         if isinstance(outcome, DuplicateOrder) and isinstance(command, PlaceOrder) and command.fresh:

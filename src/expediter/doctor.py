@@ -12,8 +12,8 @@ from expediter.dialects import Database
 from expediter.errors import BrokerUnavailable
 from expediter.payments import PaymentGateway
 from expediter.queries import Queries
-from expediter.redis_client import RedisUnavailable, deadline
-from expediter.temporary import CALL_SECONDS_MAX, TemporaryOrders
+from expediter.redis_client import RedisUnavailable
+from expediter.temporary import TemporaryOrders
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -117,15 +117,9 @@ async def _examine_temporary(temporary: TemporaryOrders, findings: list[Finding]
 async def _memory_settings(temporary: TemporaryOrders) -> dict[str, str]:
     """Return what decides whether Redis evicts; nothing where asking is forbidden, as at many hosted ones."""
     try:
-        async with deadline(CALL_SECONDS_MAX):
-            found = await temporary._client.config_get("maxmemory", "maxmemory-policy")
+        return await temporary.settings("maxmemory", "maxmemory-policy")
     except RedisUnavailable:
         return {}
-    return {_text(name): _text(value) for name, value in found.items()}
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 #: What the reason of a failed connection shows, and what a person can do about it; the first match counts.

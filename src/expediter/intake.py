@@ -196,6 +196,9 @@ class QueuedIntake:
 
     async def _queue(self, request: Request, command: Command, word: Word, now: int) -> Outcome | Queued:
         accepted, answer = await self._judge(request, command, word, now)
+        if self.failing is not None:
+            # Until it is seen to work again, nobody waits for the deadline of a broker that hangs.
+            return await self._store(accepted.command.request(waits=True), Unavailable(self.failing), request)
         try:
             taken = await self._messages.ask(accepted)
         except (RedisUnavailable, BrokerUnavailable) as error:
@@ -268,7 +271,7 @@ class QueuedIntake:
             if temporary.prediction is not None:
                 predicted = temporary.prediction
                 return temporary, (predicted.order, predicted.job, predicted.lines)
-        looked = await self._within(self._look_up(command.order_id))
+        looked = await self._within(self._look_up(command.order_id, placing=placing))
         if looked is None:
             return temporary, None
         (stored,) = looked
@@ -283,8 +286,9 @@ class QueuedIntake:
             await self._temporary.remove([command.order_id])
         return temporary, stored
 
-    async def _look_up(self, order_id: str) -> tuple[_Known | None]:
-        return (await self._database.read(partial(lookups.order_job_and_lines, order_id=order_id)),)
+    async def _look_up(self, order_id: str, *, placing: bool = False) -> tuple[_Known | None]:
+        look = partial(lookups.order_job_and_lines, order_id=order_id, placing=placing)
+        return (await self._database.read(look),)
 
     async def _store(self, direct: Request, error: Unavailable, asked: Request | None = None) -> Outcome:
         """Store a request directly, because broker or Redis cannot take it."""

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
 from expediter import schema
 from expediter.breakers import SharedBreaker
 from expediter.dialects import Connection
+from expediter.errors import DuplicateOrder
 from expediter.orders import Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
 from expediter.requests import PageQuery
 from expediter.resilience import Breaker
@@ -104,11 +105,16 @@ async def order_and_job(
 
 
 async def order_job_and_lines(
-    connection: Connection, order_id: str
+    connection: Connection, order_id: str, *, placing: bool = False
 ) -> tuple[Order, Job | None, tuple[Line, ...]] | None:
-    """Return an order, its job and its lines."""
+    """Return an order, its job and its lines; None where there is none.
+
+    Raises DuplicateOrder where `placing` and the id belongs to a deleted order.
+    """
     rows = await connection.fetch(_ORDER_AND_JOB, order_id=order_id)
     if not rows:
+        if placing and await connection.fetch(_DELETED_ORDERS, ids=[order_id]):
+            raise DuplicateOrder(order_id, deleted=True)
         return None
     lines = await connection.fetch(_LINES, ids=[order_id])
     return *read_order_and_job(rows[0]), tuple(read_line(row) for row in lines)

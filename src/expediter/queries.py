@@ -48,6 +48,13 @@ class Queries:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._stopping = False
 
+    async def waiting(self, order_ids: Sequence[str]) -> set[str]:
+        """Return which of these were accepted into the queue and are not stored yet."""
+        if self._accepted is None or not order_ids:
+            return set()
+        found = await asyncio.gather(*map(self._accepted.pending, order_ids))
+        return {order_id for order_id, pending in zip(order_ids, found, strict=True) if pending}
+
     async def order(self, order_id: str, *, min_version: int = 0) -> Entry:
         """Return the document of an order, at `min_version` or newer if the store has it. Raises OrderNotFound."""
         stored = partial(self._cache.order, order_id, partial(self._load, order_id))

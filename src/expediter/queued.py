@@ -50,6 +50,16 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             return Request(command, self.key, word)
         return Request(command, self.key, word, base_version=self.base_version, after=self.after)
 
+    def other_order(self, kept: Answer) -> str | None:
+        """Return why this order is not made, if `kept` says that its key has made another one before.
+
+        So it is where Redis forgot a key between two requests with it, before the first of them was stored.
+        """
+        location = kept.headers.get("location", "")
+        if self.place is None or location.rpartition("/")[2] == self.place.order_id:
+            return None
+        return f"This Idempotency-Key made another order before: {location}"
+
     def refusal(self, reason: str) -> Request:
         """Return what notes in its order's history that it was refused after all."""
         answer = self.answer

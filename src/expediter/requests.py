@@ -102,13 +102,16 @@ class ClaimDue(msgspec.Struct, frozen=True, gc=False):
 class ReportBreaker(msgspec.Struct, frozen=True, gc=False):
     """Tell the payment breaker how a call went; `threshold` failures in a row open it for `recovery`.
 
-    `probe` says that it was the one call that the open breaker let through.
+    `probe` says that it was the one call that the open breaker let through. `order_id` is the order that the call
+    was for: if its lease turns out to be lost in the same transaction, the call tells nothing. A worker that slept
+    for a minute would otherwise open the breaker for all.
     """
 
     succeeded: bool
     threshold: int
     recovery: int
     probe: bool = False
+    order_id: str | None = None
 
 
 Asked = Request | ClaimDue | ReportBreaker

@@ -158,6 +158,7 @@ class _Batch:
         self._attempts: list[Attempt] = []
         self._attempt_results: list[AttemptResult] = []
         self._breaker = SharedBreaker(connection)
+        self._lost: set[str] = set()
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
@@ -196,6 +197,8 @@ class _Batch:
         if isinstance(asked, ClaimDue):
             return await self._claim(asked)
         if isinstance(asked, ReportBreaker):
+            if asked.order_id in self._lost:
+                return await self._breaker.read()
             return await self._breaker.report(asked, self._now)
         try:
             if asked.key and asked.key.key in self._answers:
@@ -203,6 +206,8 @@ class _Batch:
             self._check_base(asked)
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
+            if isinstance(refused, StaleLease):
+                self._lost.add(asked.command.order_id)
             return refused
         if asked.key and asked.answer:
             if asked.with_lines:

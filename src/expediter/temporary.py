@@ -84,11 +84,15 @@ class Found(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What became of a command: it is stored, or was refused with `error` and there is no order to show it at."""
+    """What became of a command: it is stored, or was refused with `error` and there is no order to show it at.
+
+    `wrong_key`: the answer that is kept here under this key is not the one that the database has.
+    """
 
     order_id: str
     token: str
     error: str | None = None
+    wrong_key: str | None = None
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +186,8 @@ class TemporaryOrders:
         if keys:
             async with self._bounded():
                 await self._settle(keys, arguments)
+                if wrong := [f"idempotency:{each.wrong_key}" for each in settled if each.wrong_key]:
+                    await self._client.unlink(*wrong)
 
     async def settle_if_possible(self, settled: Sequence[Settled]) -> None:
         """Like `settle`, for what others may see to as well; without Redis nothing happens."""
@@ -266,6 +272,12 @@ class TemporaryOrders:
         async with self._bounded():
             await self._client.ping()
 
+    async def settings(self, *names: str) -> dict[str, str]:
+        """Return these settings of the server."""
+        async with self._bounded():
+            found = await self._client.config_get(*names)
+        return {_text(name): _text(value) for name, value in found.items()}
+
     @asynccontextmanager
     async def _bounded(self) -> AsyncIterator[None]:
         try:
@@ -279,3 +291,7 @@ class TemporaryOrders:
         """Close every connection."""
         await self._lookups.finish()
         await self._client.aclose()
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -30,7 +30,7 @@ from expediter.errors import (
 )
 from expediter.queued import QueuedCommand, pack
 from expediter.redis_client import RedisUnavailable
-from expediter.requests import Outcome
+from expediter.requests import Outcome, Replayed
 from expediter.temporary import Settled, Temporary, TemporaryOrders
 
 #: The bytes at which a message is full.
@@ -42,7 +42,7 @@ LOOK_SECONDS = 2.0
 AGAIN_SECONDS = 5.0
 #: The same while the queue is not empty: it may just be waiting its turn.
 AGAIN_BUSY_SECONDS = 30.0
-#: How often a command is sent again.
+#: How often a command is sent again, each time after twice the pause: for 85 minutes, or 8 hours in a busy queue.
 AGAIN_MAX = 10
 #: Commands that are looked for at once.
 LOOKS_PER_ROUND = 500
@@ -108,7 +108,7 @@ class Unstored:
             return
         now = time.monotonic()
         patience = AGAIN_BUSY_SECONDS if busy else AGAIN_SECONDS
-        again = [each for each in missing if now - each.sent_at >= patience]
+        again = [each for each in missing if now - each.sent_at >= patience * 2**each.times]
         for each in list(again):
             command = each.accepted.command
             if await self._temporary.refused(command.command.order_id, command.token):
@@ -183,6 +183,8 @@ class Unstored:
     async def _settled(self, command: QueuedCommand, outcome: Outcome) -> Settled:
         placed = command.command
         same = isinstance(outcome, DuplicateOrder) and isinstance(placed, PlaceOrder) and placed.fresh
+        if isinstance(outcome, Replayed) and (other := command.other_order(outcome.answer)):
+            return Settled(placed.order_id, command.token, other, command.key.key if command.key else None)
         if not isinstance(outcome, ExpediterError) or same:
             return Settled(placed.order_id, command.token)
         log.warning("an accepted command was refused", order_id=placed.order_id, error=str(outcome))

@@ -186,7 +186,7 @@ class Worker:
         away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
         if not away and not self._breaker.failures:
             return None  # closed and quiet: nothing to write
-        return ReportBreaker(not away, self._threshold, self._recovery, claimed.probe)
+        return ReportBreaker(not away, self._threshold, self._recovery, claimed.probe, claimed.order.order_id)
 
     async def _hand_in(self, command: WorkerCommand, report: ReportBreaker | None, until: float) -> Claimed | None:
         """Store the outcome; return the next step if the job was kept for it."""

@@ -11,7 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from expediter.errors import ExpediterError, Fault, InvalidInput
+from expediter.commands import PlaceOrder
+from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.context import Context
@@ -144,11 +145,26 @@ class _Intake:
         return Request(command, row_key(self._key, number, row), _word)
 
     async def _send(self) -> None:
-        stored = asyncio.create_task(self._context.committer.submit_patiently(self._requests))
+        stored = asyncio.create_task(self._store(self._requests))
         self._under_way.append((self._rows, stored))
         self._rows, self._requests = [], []
         if len(self._under_way) >= GROUPS_UNDER_WAY_MAX:
             await self._collect()
+
+    async def _store(self, requests: list[Request]) -> list[Outcome]:
+        """Store a group, except for orders whose id belongs to one that waits in the queue."""
+        named = [
+            each.command.order_id
+            for each in requests
+            if isinstance(each.command, PlaceOrder) and not each.command.fresh
+        ]
+        waiting = await self._context.queries.waiting(named)
+        free = [each for each in requests if each.command.order_id not in waiting]
+        stored = iter(await self._context.committer.submit_patiently(free))
+        return [
+            DuplicateOrder(each.command.order_id) if each.command.order_id in waiting else next(stored)
+            for each in requests
+        ]
 
     async def _collect(self) -> None:
         rows, stored = self._under_way.popleft()
