@@ -254,7 +254,15 @@ def version_now(database: sqlite3.Connection, order_id: str) -> int:
 def test_another_process_works_and_no_read_is_stale(folder: Path) -> None:
     """Orders placed at one process come to rest through another, and a read never shows less than the database."""
     settings = {"PAYMENT_GATEWAY": gateway_with_ledger(folder)}
-    slow = {"PAYMENT_MOCK_LATENCY_MAX": "600", "FULFILMENT_MOCK_LATENCY_MAX": "600"}
+    # Slow enough that a busy machine still sees orders between their steps.
+    slow = {
+        "LEASE_SECONDS": "10",
+        **{
+            f"{part}_MOCK_LATENCY_{end}": milliseconds
+            for part in ("PAYMENT", "FULFILMENT")
+            for end, milliseconds in (("MIN", "500"), ("MAX", "1500"))
+        },
+    }
     seen: set[tuple[str, int]] = set()
     with Serving(folder, "--no-workers", **settings) as service:
         ids = place(service, 200)
