@@ -13,6 +13,8 @@ VENV := .venv/.created
 RUN_LOCK := .venv/.run-lock
 DEV_LOCK := .venv/.dev-lock
 PROJECT := .venv/.project
+# The baselines have an environment of their own: what they need, the service does not.
+BENCH_LOCK := .venv-bench/.lock
 
 define FIND_PYTHON
 	for python in python3.11 python3 python3.12 python3.13; do \
@@ -57,20 +59,25 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py $(ARGS)
 
-.PHONY: bench-intake
-bench-intake: $(DEV_LOCK) $(PROJECT) ## Measure how many orders a second are taken in
-	$(BIN)/python bench/intake.py
+.PHONY: bench
+bench: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure the service against its baselines (needs wrk; half an hour)
+	@$(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure intake, cached reads and the pipeline, in two minutes
+	@$(BIN)/python bench/run.py --quick $(ARGS)
 
 .PHONY: lock
 lock: ## Renew the locked requirements (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
 	@$(call LOCK,pyproject.toml,requirements.txt)
 	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
+	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the builds; databases stay
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One lock serves every platform. Addresses stay out: where packages come from is the reader's own choice.
@@ -91,6 +98,11 @@ $(RUN_LOCK): requirements.txt $(VENV)
 # The development lock holds the runtime one, at the same versions.
 $(DEV_LOCK): requirements-dev.txt $(VENV)
 	$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(BENCH_LOCK): bench/requirements.txt $(VENV)
+	$(BIN)/python -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # The build backend comes locked too, so that building the project fetches nothing unnamed.

@@ -46,7 +46,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "gathering": CORE,
     "redis_client": CORE,
     "cache": CORE | {"gathering", "redis_client"},
-    "committer": CORE | {"dialects", "store", "maintenance", "cache", "requests"},
+    "committer": CORE | {"dialects", "store", "lookups", "maintenance", "cache", "requests"},
     "temporary": CORE | {"gathering", "redis_client"},
     "accepted": CORE | {"brokers", "cache", "redis_client", "temporary"},
     "queries": CORE | {"dialects", "lookups", "cache", "documents", "requests", "resilience", "accepted"},
@@ -67,7 +67,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"committer", "queries", "cache", "requests", "resilience", "documents", "samples", "settings", "__init__"}
     | {"brokers", "intake", "temporary"},
     "doctor": CORE | {"brokers", "cache", "dialects", "payments", "queries", "redis_client", "temporary"},
-    "listener": CORE | {"web"},
+    "connections": CORE | {"web"},
+    "listener": CORE | {"connections", "web"},
     "accesslog": CORE,
     "processes": CORE,
     "background": CORE | {"processes"},
@@ -106,7 +107,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "offapi": frozenset({"web"}),
     "redis": frozenset({"redis_client", "cache", "brokers"}),
     "aio_pika": frozenset({"brokers"}),
-    "uvicorn": frozenset({"service", "listener"}),
+    "uvicorn": frozenset({"connections", "listener"}),
 }
 
 #: Rooms that count money or decide: no float may come to be here.

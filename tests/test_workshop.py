@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from expediter.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt")
+LOCKS = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt", "bench/requirements.txt")
 
 #: An address, a path, a direct reference, or an option that says where packages come from.
 PLACE = re.compile(r"://|\s@\s|(^|[\s=])[./~][\w.]*/|^\s*-|--(index|extra-index|find-links|trusted-host)")
@@ -55,6 +55,7 @@ def project() -> dict[str, list[str]]:
         "requirements.txt": runtime,
         "requirements-build.txt": build,
         "requirements-dev.txt": [*runtime, *build, *table["project"]["optional-dependencies"]["dev"]],
+        "bench/requirements.txt": [line for line in read("bench/requirements.in").splitlines() if line[0] != "#"],
     }
 
 

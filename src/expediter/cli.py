@@ -156,7 +156,7 @@ def _opening(settings: Settings, address: str, reachable: Sequence[str], worked_
 
 def _say_all(lines: Sequence[str]) -> None:
     for line in lines:
-        _say(line, style="yellow" if line.startswith("  Anyone") else "")
+        _say(line, style="yellow" if line.startswith(("  Anyone", "  files")) else "")
 
 
 def _supervised(work: Coroutine[Any, Any, None], lifeline: processes.Lifeline | None) -> None:
@@ -188,7 +188,7 @@ def serve(
     lifeline_fd: _Descriptor = None,
 ) -> None:
     """Take orders over HTTP, and work them off in the same processes."""
-    from expediter import service
+    from expediter import listener, service
 
     lifeline = _lifeline(lifeline_fd)
     settings = _settings(host=host, port=port, api_workers=workers)
@@ -200,11 +200,12 @@ def serve(
         return
 
     def announce(opened: Service, address: str) -> None:
+        lines = [*reachability_lines(opened), *listener.file_limit_lines()]
         if lifeline is not None:
-            lifeline.ready(reachability_lines(opened))
+            lifeline.ready(lines)
         else:
             where = _BESIDE if no_workers else f"in this process, {at_once} at once"
-            _say_all(_opening(settings, address, reachability_lines(opened), where))
+            _say_all(_opening(settings, address, lines, where))
 
     _supervised(
         service.serve(

@@ -17,9 +17,10 @@ import structlog
 from expediter.cache import Cache
 from expediter.dialects import Connection, Database
 from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
+from expediter.lookups import was_committed
 from expediter.maintenance import clear, remove_expired_keys, retire_caches
 from expediter.requests import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
-from expediter.store import Batch, apply, was_committed
+from expediter.store import Batch, apply
 
 #: Requests in one transaction, at most.
 BATCH_REQUESTS_MAX = 256
@@ -179,7 +180,9 @@ class Committer:
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
         while True:
             try:
-                committed = await self._database.write(partial(was_committed, batch=batch))
+                committed = await self._database.write(
+                    partial(was_committed, position=batch.after, event=batch.last)
+                )
                 break
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:

@@ -1,43 +1,151 @@
-"""How connections are taken: the socket, uvicorn as a part among parts, and limits on what arrives unfinished."""
+"""How connections are taken: the socket, how many there may be, and uvicorn as a part among parts."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import uuid_utils
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
-from expediter.errors import ConfigurationError
-from expediter.web.http import HEADER_BYTES_MAX
+from expediter.connections import IDLE_SECONDS_MAX, TURNED_AWAY_SECONDS_MAX, BoundedProtocol, State
+from expediter.errors import ConfigurationError, Overloaded
+from expediter.web.problems import problem_reply
 
-#: Connections that may wait to be taken up.
+#: Connections that may wait to be taken up. The kernel may allow fewer: net.core.somaxconn.
 CONNECTIONS_WAITING_MAX = 4096
-#: Seconds that a client may be silent in the middle of a request, or before its first one.
-SILENCE_SECONDS_MAX = 10.0
-#: The same in the middle of a body: a moment longer, because whoever reads the body gives the better answer.
-BODY_SILENCE_SECONDS_MAX = 11.0
-#: Seconds that a stop leaves to a connection that has not asked for anything yet.
-FIRST_REQUEST_SECONDS_MAX = 1.0
+#: Connections that a process serves at once; fewer where it may not open as many files.
+CONNECTIONS_MAX = 16_384
+#: Connections beyond these that a process may have while it turns them away; more of them wait to be taken up.
+TURNED_AWAY_MAX = 64
+#: File descriptors that are kept for everything else: the database, Redis, the broker, logs.
+DESCRIPTORS_RESERVED = 128
+#: Connections without which a process does not start.
+CONNECTIONS_MIN = 32
+#: Connections that are taken up before those that are open get their turn again. One (as libuv takes them) leaves
+#: newcomers waiting for seconds beside busy connections; many would all go to one of several processes.
+TAKEN_PER_TURN = 8
+#: Seconds without taking up connections once nothing was left to take one up with; less if one ends before.
+TAKING_PAUSE_SECONDS = 1.0
+
+#: Files that a process wants to be allowed to open.
+_FILES_WANTED = CONNECTIONS_MAX + TURNED_AWAY_MAX + DESCRIPTORS_RESERVED
+_ADVICE = (
+    f"raise the hard limit, by `ulimit -n {_FILES_WANTED}` before the start, or by LimitNOFILE={_FILES_WANTED} "
+    "under systemd"
+)
+
+#: What the kernel says when there is nothing to take a connection up with.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-class State(ServerState):
-    """What the connections of one server share. `stopping`: it takes up no more."""
+class Acceptor:
+    """Takes up what arrives at a listening socket; to uvicorn it is one of its `asyncio.Server`s.
 
-    stopping = False
+    libuv, by itself, closes every connection that it finds no file descriptor for. Here they wait in the backlog,
+    and the socket is left alone meanwhile: it is readable all the time, and watching it would be a busy loop.
+    """
+
+    def __init__(self, listener: socket.socket, protocol: Callable[[], BoundedProtocol], state: State) -> None:
+        """Begin. `protocol` makes a new one for each connection."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._protocol = protocol
+        self._state = state
+        self._taking: set[asyncio.Task[None]] = set()
+        self._watching = False
+        self._closed = False
+        state.on_end = self._watch
+        self._watch()
+
+    def close(self) -> None:
+        """Take up no more."""
+        self._pause()
+        self._closed = True
+
+    async def wait_closed(self) -> None:
+        """Wait until each connection that was taken up is one."""
+        await asyncio.gather(*self._taking)
+
+    def _watch(self) -> None:
+        if not self._watching and not self._closed:
+            self._watching = True
+            self._loop.add_reader(self._listener, self._take_some)
+
+    def _pause(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._listener)
+
+    def _take_some(self) -> None:
+        for _ in range(TAKEN_PER_TURN):
+            if len(self._state.connections) + len(self._taking) >= self._state.connections_max + TURNED_AWAY_MAX:
+                self._pause()  # the end of a connection goes on with it
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause()
+                    self._loop.call_later(TAKING_PAUSE_SECONDS, self._watch)
+                    self._state.warn("new connections wait: no file can be opened", error=error.strerror)
+                return  # none is left, or this one is gone already
+            connection.setblocking(False)
+            task = self._loop.create_task(self._take(connection))
+            self._taking.add(task)
+            task.add_done_callback(self._taken)
+
+    async def _take(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+        except OSError:
+            connection.close()  # its client has gone
+
+    def _taken(self, task: asyncio.Task[None]) -> None:
+        self._taking.discard(task)
+        self._watch()
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but signals are the service's: it would end by the signal, where a drained stop is exit 0."""
+    """uvicorn, but it takes connections up as above, and signals are the service's.
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        """Take what uvicorn takes."""
+    uvicorn would end by the signal, where a drained stop is exit 0.
+    """
+
+    def __init__(self, app: Any, *, turn_away: Any, connections_max: int, drain_seconds: float) -> None:
+        """Serve `app`, and `turn_away` to connections beyond `connections_max`."""
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http=BoundedProtocol,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            date_header=True,
+            timeout_keep_alive=IDLE_SECONDS_MAX,
+            # Passed to asyncio as it is, which takes fractions too.
+            timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
+        )
         super().__init__(config)
-        self.server_state: State = State()
+        self.server_state: State = State(connections_max, turn_away)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take up connections."""
+
+        def protocol() -> BoundedProtocol:
+            return BoundedProtocol(self.config, self.server_state, {})
+
+        acceptors = [Acceptor(each, protocol, self.server_state) for each in sockets or ()]
+        self.servers = acceptors  # type: ignore[assignment]
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, and let connections know that are accepted but come to be only later."""
@@ -50,111 +158,54 @@ class Server(uvicorn.Server):
         yield
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself waits without limit for the rest of a request."""
+async def turn_away(scope: Any, receive: Any, send: Any) -> None:
+    """Answer a request on a connection beyond the limit: 503, and when to come again.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what uvicorn gives."""
-        super().__init__(*args, **kwargs)
-        self._unfinished = True
-        self._in_headers = True
-        self._asked = False
-        self._header_bytes = 0
-        self._silence: asyncio.TimerHandle | None = None
+    What was sent of its body is read before: a connection that is closed over unread bytes takes the answer along.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TURNED_AWAY_SECONDS_MAX):
+            while (await receive()).get("more_body"):
+                pass
+    request_id = uuid_utils.uuid7().hex
+    reply = problem_reply(Overloaded("There are too many connections"), request_id)
+    reply.headers += [(b"connection", b"close"), (b"x-request-id", request_id.encode())]
+    await reply.send(send)
 
-    def connection_made(self, transport: Any) -> None:
-        """Begin to listen for the first request."""
-        super().connection_made(transport)
-        self._listen()
-        if self._stopping:
-            self.shutdown()
 
-    def shutdown(self) -> None:
-        """Close once the request under way is answered, or the first one, which may be on its way.
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may, and return how many connections it can then serve.
 
-        A client that was let in and is then sent away unheard would see a failure at every rolling restart.
-        """
-        if not self._asked:
-            # Half of the drain time at most, so that silence alone never uses it up.
-            seconds = min(FIRST_REQUEST_SECONDS_MAX, (self.config.timeout_graceful_shutdown or 0) / 2)
-            self.loop.call_later(seconds, self._close_unasked)
-        else:
-            super().shutdown()
+    Raises ConfigurationError that says what to do if that is next to none.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    connections = _connections_max()
+    if connections < CONNECTIONS_MIN:
+        needed = CONNECTIONS_MIN + TURNED_AWAY_MAX + DESCRIPTORS_RESERVED
+        raise ConfigurationError(f"{_files_max()} files may be open at once, and it takes {needed}: {_ADVICE}")
+    return connections
 
-    def data_received(self, data: bytes) -> None:
-        """Read on, count header bytes, and start the clock anew while the request is unfinished."""
-        super().data_received(data)
-        if self._unfinished:
-            if self._in_headers:
-                self._header_bytes += len(data)
-                if self._header_bytes > HEADER_BYTES_MAX:
-                    self._refuse(431, "Request Header Fields Too Large", f"more than {HEADER_BYTES_MAX} bytes")
-                    return
-            self._listen()
-        elif self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._unfinished = self._in_headers = True
-        super().on_message_begin()
+def file_limit_lines() -> list[str]:
+    """Return a line for people if too few files may be open for CONNECTIONS_MAX connections, else none."""
+    connections = _connections_max()
+    if connections == CONNECTIONS_MAX:
+        return []
+    return [
+        f"  files    {_files_max():,} may be open at once, so a process serves {connections:,} connections "
+        f"and not {CONNECTIONS_MAX:,}: {_ADVICE}"
+    ]
 
-    def on_headers_complete(self) -> None:
-        """Its headers are there."""
-        self._in_headers = False
-        self._header_bytes = 0
-        super().on_headers_complete()
-        self._asked = True
-        if self._stopping:
-            self.cycle.keep_alive = False
 
-    def on_message_complete(self) -> None:
-        """Its body is there."""
-        self._unfinished = False
-        super().on_message_complete()
+def _files_max() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _FILES_WANTED if soft == resource.RLIM_INFINITY else soft
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
-        if self._silence is not None:
-            self._silence.cancel()
-        super().connection_lost(exc)
 
-    @property
-    def _stopping(self) -> bool:
-        return isinstance(self.server_state, State) and self.server_state.stopping
-
-    def _close_unasked(self) -> None:
-        if not self._asked:
-            self.transport.close()
-
-    def _listen(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-        seconds = SILENCE_SECONDS_MAX if self._in_headers else BODY_SILENCE_SECONDS_MAX
-        self._silence = self.loop.call_later(seconds, self._on_silence)
-
-    def _on_silence(self) -> None:
-        if self.flow.read_paused:
-            self._listen()  # it is this side that does not read
-        elif not self._in_headers and self.cycle.response_started:
-            self.transport.close()
-        elif self._header_bytes or not self._in_headers:
-            self._refuse(408, "Request Timeout", f"nothing came for {SILENCE_SECONDS_MAX:g} seconds")
-        else:
-            self.transport.close()  # it never asked for anything
-
-    def _refuse(self, status: int, title: str, error: str) -> None:
-        body = (
-            f'{{"type":"about:blank","title":"{title}","status":{status},'
-            f'"detail":"The request was not read: {error}","error":"The request was not read: {error}"}}'
-        ).encode()
-        head = (
-            f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        ).encode()
-        self.transport.write(head + body)
-        self.transport.close()
+def _connections_max() -> int:
+    return min(CONNECTIONS_MAX, _files_max() - DESCRIPTORS_RESERVED - TURNED_AWAY_MAX)
 
 
 def listen(host: str, port: int) -> socket.socket:

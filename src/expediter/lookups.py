@@ -11,7 +11,8 @@ from expediter import schema
 from expediter.breakers import SharedBreaker
 from expediter.dialects import Connection
 from expediter.errors import DuplicateOrder
-from expediter.orders import Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
+from expediter.events import Event
+from expediter.orders import NEVER, Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
 from expediter.requests import PageQuery
 from expediter.resilience import Breaker
 from expediter.rows import read_line, read_order, read_order_and_job
@@ -74,6 +75,10 @@ _DELETED_ORDERS = select(schema.deleted_orders.c.order_id).where(
 _STORED_KEYS = select(schema.idempotency_keys.c.idempotency_key).where(
     schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
 )
+_LOCK_FEED = select(schema.feed.c.position).with_for_update()
+_EVENT_AT = select(schema.events.c.order_id, schema.events.c.number, schema.events.c.at).where(
+    schema.events.c.position == bindparam("position")
+)
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
 
@@ -129,6 +134,18 @@ async def which_are_stored(connection: Connection, order_ids: list[str], keys: l
     return found
 
 
+async def was_committed(connection: Connection, position: int, event: Event | None) -> bool:
+    """Return whether a batch whose commit was never answered is in the database: its last event, at its position.
+
+    Waits, by the lock on the feed's row, until its transaction has ended one way or the other.
+    """
+    await connection.fetch(_LOCK_FEED)
+    if event is None:
+        return False
+    rows = await connection.fetch(_EVENT_AT, position=position)
+    return [tuple(row) for row in rows] == [(event.order_id, event.number, event.at)]
+
+
 async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, ...]:
     """Return every call to the gateway about an order, oldest first."""
     rows = await connection.fetch(_ATTEMPTS, order_id=order_id)
@@ -162,7 +179,11 @@ async def page(connection: Connection, query: PageQuery) -> list[Order]:
     """Return up to `query.limit` orders, newest first."""
     statement = _page_statement(query)
     values = msgspec.structs.asdict(query)
-    values |= {"after_at": query.after and query.after[0], "after_id": query.after and query.after[1]}
+    if query.after is not None:
+        # SQLite searches by one upper bound only, and may take the wrong one of two: it gets the tighter.
+        before = NEVER if query.created_before is None else query.created_before
+        newest_at = min(query.after[0], before - 1)
+        values |= {"after_at": query.after[0], "after_id": query.after[1], "newest_at": newest_at}
     values["status"] = query.status.value if query.status else None
     return [read_order(row) for row in await connection.fetch(statement, **values)]
 
@@ -188,9 +209,11 @@ def _page_statement(query: PageQuery) -> Select[tuple[object, ...]]:
         table = schema.orders.c
         conditions: list[tuple[bool, ColumnElement[bool]]] = [
             (shape[0], table.customer_id == bindparam("customer_id")),
-            (shape[1], table.status == bindparam("status")),
+            # A customer has few orders, a status may have nearly all. Without statistics SQLite cannot know:
+            # inside a function the status leads to no index, so that the customer's is taken.
+            (shape[1], (func.lower(table.status) if shape[0] else table.status) == bindparam("status")),
             (shape[2], table.created_at > bindparam("created_after")),
-            (shape[3], table.created_at < bindparam("created_before")),
+            (shape[3] and not shape[4], table.created_at < bindparam("created_before")),
             (
                 shape[4],
                 or_(
@@ -198,8 +221,8 @@ def _page_statement(query: PageQuery) -> Select[tuple[object, ...]]:
                     and_(table.created_at == bindparam("after_at"), table.order_id < bindparam("after_id")),
                 ),
             ),
-            # Alone, the line above does not bound the index search: this does.
-            (shape[4], table.created_at <= bindparam("after_at")),
+            # Alone, the line above does not bound the index search: this does, and it is `created_before`, too.
+            (shape[4], table.created_at <= bindparam("newest_at")),
         ]
         statement = select(schema.orders).where(*(condition for wanted, condition in conditions if wanted))
         _pages[shape] = statement.order_by(*_BY_ID).limit(bindparam("limit")).offset(bindparam("offset"))

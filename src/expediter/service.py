@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import uuid_utils
-import uvicorn
 
 from expediter import doctor, lookups
 from expediter.accepted import AcceptedOrders
@@ -29,7 +28,7 @@ from expediter.errors import BrokerUnavailable, ConfigurationError, ExpediterErr
 from expediter.fulfilment import Fulfiller, open_fulfiller
 from expediter.hints import Hints
 from expediter.intake import QueuedIntake
-from expediter.listener import CONNECTIONS_WAITING_MAX, BoundedProtocol, Server, address_of, inherit, listen
+from expediter.listener import Server, address_of, inherit, listen, raise_file_limit, turn_away
 from expediter.migrations import upgrade
 from expediter.orders import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
@@ -266,8 +265,9 @@ async def serve(
     """Serve HTTP until SIGTERM or SIGINT, then drain. `announce` is told the address once it can be reached.
 
     A supervisor's process takes the socket over from it, as `listen_fd`, and drains when its `lifeline` ends, too.
-    Raises ConfigurationError as `bind` does.
+    Raises ConfigurationError as `bind` and `raise_file_limit` do.
     """
+    connections_max = raise_file_limit()
     listener = bind(settings, insecure=insecure) if listen_fd is None else inherit(listen_fd)
     async with (
         access_log(settings.access_log_file, settings.access_log_format) as logged,
@@ -286,23 +286,12 @@ async def serve(
             intake=service.intake,
             temporary=service.temporary,
         )
-        config = uvicorn.Config(
+        server = Server(
             logged(create_app(context)),
-            loop="none",
-            http=BoundedProtocol,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            date_header=True,
-            timeout_keep_alive=30,
-            backlog=CONNECTIONS_WAITING_MAX,
-            # Passed to asyncio as it is, which takes fractions too.
-            timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
+            turn_away=logged(turn_away),
+            connections_max=connections_max,
+            drain_seconds=settings.drain_seconds,
         )
-        server = Server(config)
         stopping = _on_signals(server, context, service, lifeline)
         try:
             announce(service, address_of(listener))
@@ -313,7 +302,7 @@ async def serve(
 
 
 def _on_signals(
-    server: uvicorn.Server, context: Context, service: Service, lifeline: Lifeline | None
+    server: Server, context: Context, service: Service, lifeline: Lifeline | None
 ) -> Callable[[], None]:
     loop = asyncio.get_running_loop()
 

@@ -6,12 +6,11 @@ turn, and writes everything that came of it with a handful of statements, whatev
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, delete, func, select
 
 from expediter import schema
 from expediter.breakers import SharedBreaker
@@ -72,24 +71,25 @@ _FIND_DUE = (
     # What another transaction is at is not waited for: its job is about to change.
     .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
 )
-_NEXT_DUE = (
-    select(schema.jobs.c.due_at)
-    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at > bindparam("now"))
-    .order_by(schema.jobs.c.due_at)
-    .limit(1)
-)
+
+
+def _first_due(kind: JobKind, *condition: ColumnElement[bool]) -> ScalarSelect[int]:
+    jobs = schema.jobs.c
+    return select(func.min(jobs.due_at)).where(jobs.kind == kind._value_, *condition).scalar_subquery()
+
+
+#: What is furthest along goes first, so that a flood of new orders does not hold up those under way.
+_KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE)
+#: Of each kind, when its first job is or was due: each is one look into an index.
+_FIRST_DUE = select(*(_first_due(kind) for kind in _KINDS))
+#: The same of what is not due yet.
+_NEXT_DUE = select(*(_first_due(kind, schema.jobs.c.due_at > bindparam("now")) for kind in _KINDS))
 _REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
 _REMOVE_LINES = delete(schema.order_lines).where(
     schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True))
 )
-_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + bindparam("count"))
 _FEED = select(schema.feed.c.position)
-
-_LOCK_FEED = select(schema.feed.c.position).with_for_update()
-_EVENT_AT = select(schema.events.c.order_id, schema.events.c.number, schema.events.c.at).where(
-    schema.events.c.position == bindparam("position")
-)
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -129,18 +129,6 @@ async def apply(
     return Batch(outcomes, after - len(batch.events), after, last)
 
 
-async def was_committed(connection: Connection, batch: Batch) -> bool:
-    """Return whether a batch whose commit was never answered is in the database.
-
-    Waits, by the lock on the feed's row, until its transaction has ended one way or the other.
-    """
-    await connection.fetch(_LOCK_FEED)
-    if batch.last is None:
-        return False
-    rows = await connection.fetch(_EVENT_AT, position=batch.after)
-    return [tuple(row) for row in rows] == [(batch.last.order_id, batch.last.number, batch.last.at)]
-
-
 class _Batch:
     """The state of one transaction: orders as they were, as they are now, and what is to be written."""
 
@@ -159,6 +147,8 @@ class _Batch:
         self._attempt_results: list[AttemptResult] = []
         self._breaker = SharedBreaker(connection)
         self._lost: set[str] = set()
+        #: What is new, changed and gone, once everything is carried out.
+        self._sorts: tuple[list[Order], list[Order], list[str]] | None = None
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
@@ -279,8 +269,10 @@ class _Batch:
         breaker = await self._breaker.read()
         claimed: list[Claimed] = []
         changed: list[Order] = []
-        # What is furthest along goes first, so that a flood of new orders does not hold up those under way.
-        for kind in (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE):
+        first_due = (await self._connection.fetch(_FIRST_DUE))[0]
+        for kind, due_at in zip(_KINDS, first_due, strict=True):
+            if due_at is None or due_at > self._now:
+                continue
             limit = asked.limit - len(claimed)
             probe = False
             if kind in GATEWAY_KINDS and breaker.open_until is not None:
@@ -289,7 +281,9 @@ class _Batch:
             if limit > 0:
                 claimed += await self._claim_kind(asked, kind, limit, probe, changed)
         breaker = await self._breaker.read()
-        return Claims(tuple(claimed), tuple(changed), breaker, await self._next_due(breaker), self._now)
+        # Whoever got as many as it asked for asks again at once, and need not know when the next is due.
+        next_due = self._now if len(changed) >= asked.limit else await self._next_due(breaker)
+        return Claims(tuple(claimed), tuple(changed), breaker, next_due, self._now)
 
     async def _claim_kind(
         self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
@@ -327,10 +321,8 @@ class _Batch:
         return readable
 
     async def _next_due(self, breaker: Breaker) -> int | None:
-        due = []
-        for kind in JobKind:
-            rows = await self._connection.fetch(_NEXT_DUE, kind=kind.value, now=self._now)
-            due += [row[0] for row in rows]
+        rows = await self._connection.fetch(_NEXT_DUE, now=self._now)
+        due = [due_at for due_at in rows[0] if due_at is not None]
         if breaker.open_until is not None:
             due.append(max(breaker.open_until, breaker.probe_until or 0))
         return min(due, default=None)
@@ -371,6 +363,8 @@ class _Batch:
         return [(order.order_id, order.version) for order in changed] + [(order_id, NEVER) for order_id in gone]
 
     def _sorted(self) -> tuple[list[Order], list[Order], list[str]]:
+        if self._sorts is not None:
+            return self._sorts
         new, changed, gone = [], [], []
         for order_id, (order, _) in self._after.items():
             was = self._before[order_id][0]
@@ -380,7 +374,8 @@ class _Batch:
                 new.append(order)
             elif order is not was:
                 changed.append(order)
-        return new, changed, gone
+        self._sorts = (new, changed, gone)
+        return self._sorts
 
     async def _write_jobs(self) -> None:
         new, changed, gone = [], [], []
@@ -413,17 +408,21 @@ class _Batch:
             columns = ("finished_at", "outcome", "reference", "error")
             await self._connection.update(schema.payment_attempts, columns, ("order_id", "number"), rows)
 
-    def _counted(self) -> Counter[str]:
-        total: Counter[str] = Counter()
+    def _counted(self) -> dict[str, int]:
+        total: dict[str, int] = {}
         for order_id, (order, _) in self._after.items():
-            total.subtract(order_counters(self._before[order_id][0]))
-            total.update(order_counters(order))
+            was = self._before[order_id][0]
+            if was is not None:
+                for name, value in order_counters(was).items():
+                    total[name] = total.get(name, 0) - value
+            if order is not None:
+                for name, value in order_counters(order).items():
+                    total[name] = total.get(name, 0) + value
         return total
 
     async def _write_events(self) -> int:
         # Last, so that the lock on the feed's one row is held as briefly as possible.
-        await self._connection.run(_ADVANCE_FEED, count=len(self.events))
-        position = int((await self._connection.fetch(_FEED))[0][0])
+        position = await self._connection.advance(schema.feed.c.position, len(self.events))
         start = position - len(self.events) + 1
         rows = [
             (start + index, event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())

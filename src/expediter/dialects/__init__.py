@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql import Executable
@@ -39,6 +39,9 @@ class Connection(Protocol):
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
+
+    async def advance(self, column: Column[int], by: int) -> int:
+        """Add to the one number in a table of one row; return it as it is then. The row stays locked."""
 
     async def now(self) -> int:
         """Return the database's time in microseconds since 1970: one clock for all processes."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncmy
 from asyncmy import errors as mysql_errors
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
@@ -92,6 +92,12 @@ class MysqlConnection:
             made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (len(part) - 1))
             text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
             await self._cursor.execute(text, [value for row in part for value in row])
+
+    async def advance(self, column: Column[int], by: int) -> int:
+        """See Connection. There is no RETURNING here: LAST_INSERT_ID(x) comes back with the statement's answer."""
+        name = column.name
+        await self._cursor.execute(f"UPDATE {column.table.name} SET {name} = LAST_INSERT_ID({name} + %s)", [by])
+        return int(self._cursor.lastrowid)
 
     async def now(self) -> int:
         """See Connection."""

@@ -15,18 +15,25 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.dialects import Row, T
 from expediter.dialects.statements import Compiler
-from expediter.errors import CommitUncertain, ConfigurationError, ConstraintViolated, DatabaseUnavailable
+from expediter.errors import (
+    CommitUncertain,
+    ConfigurationError,
+    ConstraintViolated,
+    DatabaseUnavailable,
+    ExpediterError,
+)
 
 #: How long a writer waits for another process's write to end, in seconds.
 LOCK_WAIT_SECONDS = 5.0
@@ -76,14 +83,14 @@ class SqliteConnection:
         self._insert(table, rows)
 
     def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
-        width = len(table.columns)
+        width = len(rows[0])
         step = VALUES_PER_STATEMENT_MAX // width
         row_marks = f"({','.join('?' * width)})"
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             marks = ",".join([row_marks] * len(part))
             text = f"INSERT INTO {table.name} VALUES {marks} {upsert}"
-            self._raw.execute(text, [value for row in part for value in row])
+            self._raw.execute(text, list(chain.from_iterable(part)))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
@@ -96,6 +103,12 @@ class SqliteConnection:
         changes = ", ".join(f"{column} = ?" for column in columns)
         where = " AND ".join(f"{key} = ?" for key in keys)
         self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows)
+
+    async def advance(self, column: Column[int], by: int) -> int:
+        """See Connection. Two statements: RETURNING came with SQLite 3.35."""
+        table, name = column.table.name, column.name
+        self._raw.execute(f"UPDATE {table} SET {name} = {name} + ?", (by,))
+        return int(self._raw.execute(f"SELECT {name} FROM {table}").fetchone()[0])
 
     async def now(self) -> int:
         """See Connection. SQLite has no clock of its own: this machine's."""
@@ -116,12 +129,16 @@ def _drive(transaction: Coroutine[Any, Any, T]) -> T:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sqlite3.IntegrityError as error:
-        raise ConstraintViolated(str(error)) from error
-    except sqlite3.OperationalError as error:
-        raise DatabaseUnavailable(f"The database cannot be used now: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise DatabaseUnavailable(f"The database is damaged or not a database: {error}") from error
+        raise _translation(error) from error
+
+
+def _translation(error: sqlite3.DatabaseError) -> ExpediterError:
+    if isinstance(error, sqlite3.IntegrityError):
+        return ConstraintViolated(str(error))
+    if isinstance(error, sqlite3.OperationalError):
+        return DatabaseUnavailable(f"The database cannot be used now: {error}")
+    return DatabaseUnavailable(f"The database is damaged or not a database: {error}")
 
 
 class SqliteDatabase:
@@ -162,11 +179,16 @@ class SqliteDatabase:
 
     def _position_now(self) -> int:
         # On the event loop's own thread: a WAL reader never waits for a writer, and takes some microseconds.
-        with _translated():
-            if self._watch is None:
-                self._watch = self._connect(read_only=True)
-            row = self._watch.execute("SELECT position FROM feed").fetchone()
+        try:
+            watch = self._watch or self._open_watch()
+            row = watch.execute("SELECT position FROM feed").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise _translation(error) from error
         return int(row[0]) if row else 0
+
+    def _open_watch(self) -> sqlite3.Connection:
+        self._watch = self._connect(read_only=True)
+        return self._watch
 
     def _write(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
         with _translated():

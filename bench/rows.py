@@ -1,0 +1,357 @@
+"""The rows of the table: what is measured, against what, and what is to be reached."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import connections
+import fill
+from load import Sample, ask, constant_rate, ratio, rounds, until, wrk
+from programs import BASELINE_BIN, HERE, Site
+
+from servers import in_thread
+from serving import Serving
+
+ORDERS = "/api/v1/orders"
+ORDER = json.loads((HERE / "order.json").read_text())
+
+
+class Plan(NamedTuple):
+    """How much is done: rounds of pairs, seconds of load in each, orders of a pipeline run, orders of growth."""
+
+    pairs: int
+    seconds: int
+    orders: int
+    celery_orders: int
+    grown: int
+
+
+class Result(NamedTuple):
+    """One line of the table. `ratio` is a plain figure in `unit` where there is no baseline."""
+
+    row: int
+    name: str
+    baseline: str | None
+    ratio: float
+    target: float
+    holds: bool
+    unit: str
+    measured: str
+    against: str
+
+
+def at_least(row: int, name: str, one: Sample, baseline: str, other: Sample, target: float) -> Result:
+    found = ratio(one, other)
+    return Result(row, name, baseline, found, target, found >= target, "x", told(one), told(other))
+
+
+def at_most(row: int, name: str, found: float, target: float, unit: str, told: str = "") -> Result:
+    return Result(row, name, None, found, target, found < target, unit, told, "")
+
+
+def told(sample: Sample) -> str:
+    return f"{sample.median:,.0f} ({sample.spread})"
+
+
+def posting(url: str, plan: Plan, width: int = 64) -> Callable[[], float]:
+    return lambda: wrk(url, width, plan.seconds, "order.lua")
+
+
+def getting(url: str, plan: Plan, width: int = 64) -> Callable[[], float]:
+    return lambda: wrk(url, width, plan.seconds)
+
+
+def intake_on_postgresql(site: Site, plan: Plan) -> list[Result]:
+    with (
+        site.service("--no-workers", database=site.postgresql()) as service,
+        site.usual() as usual,
+        site.echo() as echo,
+    ):
+        urls = {"expediter": service.url + ORDERS, "usual": f"{usual}/orders", "echo": f"{echo}/orders"}
+        for url in urls.values():
+            wrk(url, 64, 1, "order.lua")
+        results = []
+        for width in (64, 256):
+            found = rounds({name: posting(url, plan, width) for name, url in urls.items()}, plan.pairs)
+            name = f"durable intake on PostgreSQL, {width} connections"
+            results.append(at_least(1, name, found["expediter"], "usual", found["usual"], 15))
+            results.append(at_least(1, name, found["expediter"], "echo", found["echo"], 0.40))
+    return results
+
+
+def intake_on_sqlite(site: Site, plan: Plan) -> list[Result]:
+    with site.service("--no-workers") as service, site.echo() as echo:
+        sides = {"expediter": posting(service.url + ORDERS, plan), "echo": posting(f"{echo}/orders", plan)}
+        for side in sides.values():
+            side()
+        found = rounds(sides, plan.pairs)
+    name = "durable intake on SQLite, one process, 64 connections"
+    return [at_least(2, name, found["expediter"], "echo", found["echo"], 0.30)]
+
+
+def cached_reads(site: Site, plan: Plan) -> list[Result]:
+    with (
+        site.service("--no-workers") as memory,
+        site.service("--no-workers", REDIS_URL=site.cache()) as shared,
+        site.echo() as echo,
+    ):
+        sides = {"echo": posting(f"{echo}/orders", plan)}
+        for name, service in (("memory", memory), ("redis", shared)):
+            placed = ask(service.url + ORDERS, json.dumps(ORDER).encode())
+            sides[name] = getting(f"{service.url}{ORDERS}/{placed['order_id']}", plan)
+        for side in sides.values():
+            side()
+        found = rounds(sides, plan.pairs)
+    return [
+        at_least(3, "GET one order, cache hit in memory", found["memory"], "echo", found["echo"], 0.80),
+        at_least(3, "GET one order, cache hit in Redis", found["redis"], "echo", found["echo"], 0.45),
+    ]
+
+
+def seed(url: str, count: int, ids: Path) -> str:
+    """Place orders of known ids and write these into a file; return its name for the scripts."""
+    names = [f"SEED{number:05}" for number in range(count)]
+    for name in names:
+        ask(url, json.dumps({**ORDER, "order_id": name}).encode())
+    ids.write_text("\n".join(names))
+    return str(ids)
+
+
+def mixed(site: Site, plan: Plan) -> list[Result]:
+    database = site.postgresql()
+    with (
+        site.service("--no-workers", database=database, REDIS_URL=site.cache()) as service,
+        site.usual() as usual,
+    ):
+        sides = {}
+        for name, url in (("expediter", service.url + ORDERS), ("usual", f"{usual}/orders")):
+            ids = seed(url, 1000, site.folder / f"{name}.ids")
+            sides[name] = lambda url=url, ids=ids: wrk(url, 64, plan.seconds, "mix.lua", IDS=ids)
+            sides[name]()
+        found = rounds(sides, plan.pairs)
+    name = "90 % reads, 10 % writes on PostgreSQL and Redis"
+    return [at_least(4, name, found["expediter"], "usual", found["usual"], 8)]
+
+
+def at_rest(service: Serving, count: int) -> float:
+    """Place orders and return orders per second until all of them are completed, placing included."""
+    before = ask(f"{service.url}/orders/metrics")["completed"]["count"]
+    started = time.perf_counter()
+    for start in range(0, count, 10_000):
+        body = json.dumps({"total_entries": min(10_000, count - start)}).encode()
+        ask(f"{service.url}/orders/populate", body)
+    until(lambda: ask(f"{service.url}/orders/metrics")["completed"]["count"] >= before + count)
+    return count / (time.perf_counter() - started)
+
+
+def celery_orders(environment: dict[str, str], count: int) -> float:
+    command = [str(BASELINE_BIN / "python"), "celery_app.py", str(count)]
+    run = subprocess.run(
+        command, env=environment, cwd=HERE / "baselines", capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
+def pipelines(site: Site, plan: Plan) -> list[Result]:
+    settings = {"DATABASE_URL": site.postgresql(), "REDIS_URL": site.cache(), "BROKER_URL": site.queue()}
+    with (
+        site.service("--no-workers", database=settings["DATABASE_URL"], **settings) as served,
+        site.worker(**settings),
+        site.service() as alone,
+        site.celery() as celery,
+    ):
+        sides = {
+            "servers": lambda: at_rest(served, plan.orders),
+            "sqlite": lambda: at_rest(alone, plan.orders),
+            "celery": lambda: celery_orders(celery, plan.celery_orders),
+        }
+        for side in sides.values():
+            side()
+        found = rounds(sides, plan.pairs)
+    server, one = "whole pipeline on PostgreSQL and Redis Streams", "whole pipeline on SQLite, one process"
+    return [
+        at_least(5, server, found["servers"], "celery", found["celery"], 8),
+        at_least(6, one, found["sqlite"], "celery", found["celery"], 4),
+    ]
+
+
+def latency(site: Site, plan: Plan) -> list[Result]:
+    results = []
+    for name, database in (("SQLite", None), ("PostgreSQL", site.postgresql())):
+        with site.service("--no-workers", database=database) as service:
+            url = service.url + ORDERS
+            constant_rate(url, 1000, 2)
+            runs = [constant_rate(url, 1000, max(5, plan.seconds)) for _ in range(plan.pairs)]
+        if errors := sum(run.errors for run in runs):
+            raise SystemExit(f"{errors} orders were not accepted at 1,000 a second")
+        for what, target in (("p50", 5.0), ("p99", 50.0)):
+            values = [getattr(run, what) for run in runs]
+            spread = f"{min(values):.1f} to {max(values):.1f}"
+            found = statistics.median(values)
+            results.append(at_most(7, f"latency at 1,000 orders/s on {name}, {what}", found, target, "ms", spread))
+    return results
+
+
+def many_connections(site: Site, plan: Plan) -> list[Result]:
+    with site.service("--no-workers") as service:
+        held = connections.hold(service.url, 10_000, service.process.pid)
+    if held.faults:
+        print(held.faults)
+    seconds = f"{held.acknowledged:,} orders in {held.seconds:.1f} s"
+    return [
+        at_most(8, "10,000 connections: errors", held.errors, 1, "", seconds),
+        at_most(8, "10,000 connections: orders lost", held.lost, 1, "", seconds),
+        at_most(8, "10,000 connections: memory", held.peak_rss_mb or 0.0, 500, "MB", seconds),
+    ]
+
+
+def order_ids(address: str, ids: Path) -> str:
+    """Write 5,000 ids by chance into a file, and return its name for the scripts."""
+    ids.write_text("\n".join(fill.some_ids(address, 5000)))
+    return str(ids)
+
+
+def growth(site: Site, plan: Plan) -> list[Result]:
+    results = []
+    for name in ("SQLite", "PostgreSQL"):
+        addresses = {}
+        for count in (10_000, plan.grown):
+            folder = site.new_folder()
+            address = f"sqlite:///{folder}/orders.db" if name == "SQLite" else site.postgresql()
+            fill.fill(address, count)
+            addresses[count] = address
+        results += grown(site, plan, name, addresses)
+    return results
+
+
+def grown(site: Site, plan: Plan, name: str, addresses: dict[int, str]) -> list[Result]:
+    small, large = addresses
+    with ExitStack() as stack:
+        # Without the cache, which would answer for 10,000 orders and not for a million.
+        running = {
+            count: stack.enter_context(site.service("--no-workers", database=address, CACHE_DISABLED="true"))
+            for count, address in addresses.items()
+        }
+        results = []
+        loads: dict[str, Callable[[Serving, str], float]] = {
+            "intake": lambda service, ids: posting(service.url + ORDERS, plan)(),
+            "detail": lambda service, ids: wrk(service.url + ORDERS, 64, plan.seconds, "detail.lua", IDS=ids),
+            "page": lambda service, ids: getting(f"{service.url}{ORDERS}?limit=50", plan)(),
+            "metrics": lambda service, ids: getting(f"{service.url}/orders/metrics", plan)(),
+        }
+        ids = {count: order_ids(address, site.folder / f"{count}.ids") for count, address in addresses.items()}
+        for what, load in loads.items():
+            sides = {
+                str(count): lambda count=count, load=load: load(running[count], ids[count]) for count in addresses
+            }
+            for side in sides.values():
+                side()
+            found = rounds(sides, plan.pairs)
+            title = f"{what} at {large:,} orders on {name}"
+            one, other = found[str(large)], found[str(small)]
+            results.append(at_least(9, title, one, f"at {small:,}", other, 0.80))
+        results += at_depth(running[large], plan, name, large // 2)
+    return results
+
+
+def at_depth(service: Serving, plan: Plan, name: str, depth: int) -> list[Result]:
+    url = service.url + ORDERS
+    cursor = ask(f"{url}?limit=50&offset={depth - 50}")["next_cursor"]
+    paths = {
+        f"page of 50 at depth {depth:,}": f"{url}?limit=50&cursor={cursor}",
+        "metrics": f"{service.url}/orders/metrics",
+        "counts by status": f"{service.url}/orders/status",
+    }
+    first = f"{url}?limit=50"
+    results = []
+    for what, path in paths.items():
+        found = rounds({"first": getting(first, plan, 8), "this": getting(path, plan, 8)}, plan.pairs)
+        slower = ratio(found["first"], found["this"])
+        line = at_most(10, f"{what} on {name}, time against the first page", slower, 1.5, "x", told(found["this"]))
+        results.append(line._replace(baseline="first page", against=told(found["first"])))
+    return results
+
+
+def resident_mb(pid: int) -> float:
+    """Return the memory of a process in MB."""
+    found = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(found[0].split()[1]) / 1024
+
+
+def start_and_memory(site: Site, plan: Plan) -> list[Result]:
+    seconds, memory = [], []
+    for number in range(plan.pairs + 1):
+        started = time.perf_counter()
+        with site.service("--no-workers") as service:
+            ask(service.url + ORDERS, json.dumps(ORDER).encode())
+            if number:  # the first one warms the disk
+                seconds.append(time.perf_counter() - started)
+                memory.append(resident_mb(service.process.pid))
+    return [
+        at_most(11, "memory of an idle API process", statistics.median(memory), 120, "MB"),
+        at_most(11, "start to first stored order, new database", statistics.median(seconds), 1.5, "s"),
+    ]
+
+
+def bulk(site: Site, plan: Plan) -> list[Result]:
+    results = []
+    rows = (json.dumps(ORDER).encode() + b"\n") * plan.orders
+    for name in ("SQLite", "PostgreSQL"):
+        addresses = [
+            f"sqlite:///{site.new_folder()}/orders.db" if name == "SQLite" else site.postgresql() for _ in range(2)
+        ]
+        with site.service("--no-workers", database=addresses[0]) as service:
+
+            def batch(service: Serving = service) -> float:
+                started = time.perf_counter()
+                verdicts = in_thread(lambda: _post_rows(service.url, rows))
+                if verdicts != plan.orders:
+                    raise SystemExit(f"only {verdicts} of {plan.orders} rows were accepted")
+                return plan.orders / (time.perf_counter() - started)
+
+            def floor(address: str = addresses[1]) -> float:
+                command = [sys.executable, str(HERE / "baselines" / "floor.py"), address, str(plan.orders)]
+                return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+            sides = {"batch": batch, "floor": floor}
+            for side in sides.values():
+                side()
+            found = rounds(sides, plan.pairs)
+        title = f"bulk intake by NDJSON on {name}"
+        results.append(at_least(12, title, found["batch"], "floor", found["floor"], 0.60))
+    return results
+
+
+async def _post_rows(url: str, rows: bytes) -> int:
+    """Send rows as NDJSON and return how many were accepted."""
+    import httpx2
+
+    async with httpx2.AsyncClient(timeout=300) as client:
+        answer = await client.post(
+            f"{url}{ORDERS}/batch", content=rows, headers={"Content-Type": "application/x-ndjson"}
+        )
+    return answer.content.count(b'"status":202')
+
+
+ROWS: dict[int, Callable[[Site, Plan], list[Result]]] = {
+    1: intake_on_postgresql,
+    2: intake_on_sqlite,
+    3: cached_reads,
+    4: mixed,
+    5: pipelines,
+    7: latency,
+    8: many_connections,
+    9: growth,
+    11: start_and_memory,
+    12: bulk,
+}
+#: Rows that are measured together with another.
+WITH = {6: 5, 10: 9}
