@@ -49,7 +49,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "committer": CORE | {"dialects", "store", "lookups", "maintenance", "cache", "requests"},
     "temporary": CORE | {"gathering", "redis_client"},
     "accepted": CORE | {"brokers", "cache", "redis_client", "temporary"},
-    "queries": CORE | {"dialects", "lookups", "cache", "documents", "requests", "resilience", "accepted"},
+    "queries": CORE
+    | {"dialects", "lookups", "cache", "documents", "gathering", "requests", "resilience", "accepted"},
     "queued": CORE | {"requests"},
     "hints": CORE | {"brokers", "gathering", "requests"},
     "unstored": CORE
@@ -75,6 +76,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "service": CORE
     | {
         "accesslog",
+        "gathering",
         "processes",
         "listener",
         "settings",

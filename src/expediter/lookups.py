@@ -37,7 +37,7 @@ class QueueState(msgspec.Struct, frozen=True):
     oldest_due_at: int | None
 
 
-_ORDER = select(schema.orders).where(schema.orders.c.order_id == bindparam("order_id"))
+_ORDERS = select(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
 _ORDER_AND_JOB = (
     select(schema.orders, schema.jobs)
     .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
@@ -82,13 +82,13 @@ _EVENT_AT = select(schema.events.c.order_id, schema.events.c.number, schema.even
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
 
-async def order_with_lines(connection: Connection, order_id: str) -> tuple[Order, tuple[Line, ...]] | None:
-    """Return an order and its lines."""
-    rows = await connection.fetch(_ORDER, order_id=order_id)
-    if not rows:
-        return None
-    lines = await connection.fetch(_LINES, ids=[order_id])
-    return read_order(rows[0]), tuple(read_line(row) for row in lines)
+async def orders_with_lines(connection: Connection, ids: list[str]) -> list[tuple[Order, list[Line]]]:
+    """Return those of these orders (at least one id) that there are, each with its lines."""
+    orders = [read_order(row) for row in await connection.fetch(_ORDERS, ids=ids)]
+    if not orders:
+        return []
+    lines = await lines_of(connection, [order.order_id for order in orders])
+    return [(order, lines[order.order_id]) for order in orders]
 
 
 async def version(connection: Connection, order_id: str) -> int | None:

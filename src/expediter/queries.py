@@ -14,6 +14,7 @@ from expediter.cache import Cache, Entry
 from expediter.dialects import Connection, Database
 from expediter.documents import order_document
 from expediter.errors import OrderNotFound
+from expediter.gathering import Gatherer
 from expediter.lookups import HistoryRow, QueueState
 from expediter.orders import Attempt, Job, Order, Status
 from expediter.requests import Applied, PageQuery
@@ -25,6 +26,8 @@ WAIT_LOOK_SECONDS = 0.25
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 #: Orders whose lines are read at once: each may have 2,000.
 ORDERS_PER_LOOK = 25
+#: Such reads under way at once.
+LOOKS_AT_ONCE = 4
 #: Orders whose readers may wait at once; one more is answered at once.
 WAITERS_MAX = 10_000
 
@@ -45,6 +48,9 @@ class Queries:
         self._database = database
         self._cache = cache
         self._accepted = accepted
+        self._details: Gatherer[str, Entry | None] = Gatherer(
+            self._load_all, items_max=ORDERS_PER_LOOK, rounds_max=LOOKS_AT_ONCE
+        )
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._stopping = False
 
@@ -66,10 +72,13 @@ class Queries:
         return entry
 
     async def _load(self, order_id: str) -> Entry | None:
-        found = await self._database.read(partial(lookups.order_with_lines, order_id=order_id))
-        if found is None:
-            return None
-        return Entry(found[0].version, order_document(*found))
+        """Read an order from the database, in one transaction with what others ask for at the same time."""
+        return await self._details.ask(order_id)
+
+    async def _load_all(self, order_ids: Sequence[str]) -> list[Entry | None]:
+        found = await self._database.read(partial(lookups.orders_with_lines, ids=list(dict.fromkeys(order_ids))))
+        entries = {order.order_id: Entry(order.version, order_document(order, lines)) for order, lines in found}
+        return [entries.get(order_id) for order_id in order_ids]
 
     async def wait(self, order_id: str, *, beyond: int, seconds: float) -> Entry:
         """Return the order once its version is above `beyond` or it has ended, or after `seconds` as it is then.

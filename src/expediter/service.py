@@ -26,6 +26,7 @@ from expediter.dialects import Database, open_database
 from expediter.doctor import Finding
 from expediter.errors import BrokerUnavailable, ConfigurationError, ExpediterError
 from expediter.fulfilment import Fulfiller, open_fulfiller
+from expediter.gathering import Gatherer
 from expediter.hints import Hints
 from expediter.intake import QueuedIntake
 from expediter.listener import Server, address_of, inherit, listen, raise_file_limit, turn_away
@@ -33,7 +34,7 @@ from expediter.migrations import upgrade
 from expediter.orders import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
 from expediter.processes import Lifeline
-from expediter.queries import Queries
+from expediter.queries import ORDERS_PER_LOOK, Queries
 from expediter.requests import Request
 from expediter.samples import sample_order
 from expediter.settings import Intake, Settings
@@ -218,17 +219,18 @@ def _worker(
     gateway: PaymentGateway,
     fulfiller: Fulfiller,
 ) -> Worker:
-    async def lines(order_id: str) -> Sequence[Line]:
-        found = await database.read(partial(lookups.order_with_lines, order_id=order_id))
-        return found[1] if found else ()
+    async def lines_of(order_ids: Sequence[str]) -> list[Sequence[Line]]:
+        found = await database.read(partial(lookups.lines_of, ids=list(dict.fromkeys(order_ids))))
+        return [found[order_id] for order_id in order_ids]
 
+    lines: Gatherer[str, Sequence[Line]] = Gatherer(lines_of, items_max=ORDERS_PER_LOOK)
     tools = Tools(
         gateway=gateway,
         fulfiller=fulfiller,
         payment_attempts_max=settings.payment_retry_attempts,
         lease=int(settings.lease_seconds * MICROSECONDS),
         random=random.random,
-        lines=lines,
+        lines=lines.ask,
     )
     return Worker(
         committer,

@@ -96,8 +96,8 @@ redis.call('SET', 'orders:list:version', epoch .. '.' .. ARGV[3])
 return epoch
 """
 )
-# ARGV[3]: the random end of a new list version, should there be none; ARGV[4]: limit and offset.
-_READ_PAGE = (
+# ARGV[3]: the random end of a new list version, should there be none; from ARGV[4] on: limit and offset of pages.
+_READ_PAGES = (
     _EPOCH_FIRST
     + """
 local version = redis.call('GET', 'orders:list:version')
@@ -105,7 +105,11 @@ if not version or string.sub(version, 1, #epoch) ~= epoch then
   version = epoch .. '.' .. ARGV[3]
   redis.call('SET', 'orders:list:version', version)
 end
-return {version, redis.call('GET', 'orders:list:' .. version .. ':' .. ARGV[4])}
+local found = {version}
+for index = 4, #ARGV do
+  found[index - 2] = redis.call('GET', 'orders:list:' .. version .. ':' .. ARGV[index])
+end
+return found
 """
 )
 
@@ -133,10 +137,14 @@ class RedisCache:
         self._lookups: Gatherer[str, tuple[bytes, bytes | None]] = Gatherer(
             self._look_up, items_max=LOOKUPS_PER_CALL, rounds_max=2
         )
+        self._page_lookups: Gatherer[str, tuple[bytes, bytes | None]] = Gatherer(
+            self._look_up_pages, items_max=LOOKUPS_PER_CALL, rounds_max=2
+        )
+        self._loading_pages: dict[tuple[bytes, str], asyncio.Task[tuple[bytes, bool]]] = {}
         self._retire_orders = self._client.register_script(_RETIRE_ORDERS)
         self._store_order = self._client.register_script(_STORE_ORDER)
         self._retire_lists = self._client.register_script(_RETIRE_LISTS)
-        self._read_page = self._client.register_script(_READ_PAGE)
+        self._read_pages = self._client.register_script(_READ_PAGES)
         self._background: set[asyncio.Task[Any]] = set()
         self._storing: set[asyncio.Task[bool]] = set()
         self._hits = self._misses = 0
@@ -253,22 +261,38 @@ class RedisCache:
         version = b""
         if self._reading and self._usable:
             try:
-                async with deadline(CALL_SECONDS_MAX):
-                    arguments = [*self._epoch(), secrets.token_hex(8), key]
-                    version, body = await self._read_page((), arguments)
+                version, found = await self._page_lookups.ask(key)
             except RedisUnavailable as error:
                 self._fail(error)
             else:
-                if body is not None:
+                if found is not None:
                     self._count(hit=True)
-                    found: bytes = body
                     return found
         self._count(hit=False)
+        if not version:
+            return (await load())[0]
+        # Who finds this version current may have what was loaded under it, whether it is kept yet or not.
+        loading = self._loading_pages.get((version, key))
+        if loading is None:
+            loading = asyncio.ensure_future(self._load_page(version, key, load))
+            self._loading_pages[version, key] = loading
+            loading.add_done_callback(lambda _: self._loading_pages.pop((version, key), None))
+        return (await asyncio.shield(loading))[0]
+
+    async def _load_page(self, version: bytes, key: str, load: LoadPage) -> tuple[bytes, bool]:
         body, keep = await load()
-        if version and keep and len(body) <= VALUE_BYTES_MAX and len(self._storing) < STORING_MAX:
+        if keep and len(body) <= VALUE_BYTES_MAX and len(self._storing) < STORING_MAX:
             name = f"orders:list:{version.decode()}:{key}"
             self._store(lambda: self._client.set(name, body, px=int(self._ttl_ms)))
-        return body
+        return body, keep
+
+    async def _look_up_pages(self, keys: Sequence[str]) -> list[tuple[bytes, bytes | None]]:
+        """Return for each page the current version of the lists, and what is kept under it."""
+        different = list(dict.fromkeys(keys))
+        async with deadline(CALL_SECONDS_MAX):
+            version, *bodies = await self._read_pages((), [*self._epoch(), secrets.token_hex(8), *different])
+        found = dict(zip(different, bodies, strict=True))
+        return [(version, found[key]) for key in keys]
 
     async def reset(self) -> None:
         """See Cache: another epoch at once, then the keys are removed, some at a time."""
@@ -297,6 +321,7 @@ class RedisCache:
     async def close(self) -> None:
         """See Cache."""
         await self._lookups.finish()
+        await self._page_lookups.finish()
         await self._tell()
         self._closing = True
         await self.settle()
