@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, ScalarSelect, bindparam, delete, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, select
 
 from expediter import schema
 from expediter.breakers import SharedBreaker
@@ -84,11 +84,6 @@ _KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE)
 _FIRST_DUE = select(*(_first_due(kind) for kind in _KINDS))
 #: The same of what is not due yet.
 _NEXT_DUE = select(*(_first_due(kind, schema.jobs.c.due_at > bindparam("now")) for kind in _KINDS))
-_REMOVE_JOBS = delete(schema.jobs).where(schema.jobs.c.order_id.in_(bindparam("ids", expanding=True)))
-_REMOVE_ORDERS = delete(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
-_REMOVE_LINES = delete(schema.order_lines).where(
-    schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True))
-)
 _FEED = select(schema.feed.c.position)
 
 _to_json = msgspec.json.Encoder().encode
@@ -344,8 +339,8 @@ class _Batch:
             rows = [changed_order_row(order) for order in changed]
             await connection.update(schema.orders, ORDER_CHANGES, ("order_id",), rows)
         if gone:
-            await connection.run(_REMOVE_ORDERS, ids=gone)
-            await connection.run(_REMOVE_LINES, ids=gone)
+            await connection.remove(schema.orders, gone)
+            await connection.remove(schema.order_lines, gone)
             await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
         await self._write_jobs()
         await self._write_attempts()
@@ -394,13 +389,17 @@ class _Batch:
         if changed:
             await self._connection.update(schema.jobs, _JOB_CHANGES, ("order_id",), changed)
         if gone:
-            await self._connection.run(_REMOVE_JOBS, ids=gone)
+            await self._connection.remove(schema.jobs, gone)
 
     async def _write_attempts(self) -> None:
         if self._attempts:
             rows = [msgspec.structs.astuple(attempt) for attempt in self._attempts]
             await self._connection.insert(schema.payment_attempts, rows)
         if self._attempt_results:
+            # An outcome comes after the commit of its intent: the call itself lies between.
+            assert not {(each.order_id, each.number) for each in self._attempts} & {
+                (each.order_id, each.number) for each in self._attempt_results
+            }
             rows = [
                 (end.finished_at, end.outcome.value, end.reference, end.error, end.order_id, end.number)
                 for end in self._attempt_results
@@ -422,15 +421,11 @@ class _Batch:
 
     async def _write_events(self) -> int:
         # Last, so that the lock on the feed's one row is held as briefly as possible.
-        position = await self._connection.advance(schema.feed.c.position, len(self.events))
-        start = position - len(self.events) + 1
         rows = [
-            (start + index, event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())
-            for index, event in enumerate(self.events)
+            (event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())
+            for event in self.events
         ]
-        if rows:
-            await self._connection.insert(schema.events, rows)
-        return position
+        return await self._connection.append(schema.feed.c.position, schema.events, rows)
 
 
 _JOB_CHANGES = tuple(column.name for column in schema.jobs.columns if column.name != "order_id")

@@ -23,7 +23,11 @@ Row = Sequence[Any]
 
 
 class Connection(Protocol):
-    """One connection inside one transaction."""
+    """One connection inside one transaction.
+
+    Changes may reach the database later than they are asked for, several in one statement, but before the next
+    `fetch` or `run` and before the commit. So between two of those no two changes may be about the same row.
+    """
 
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
         """Return the rows of a Core statement; a list value fills an expanding `IN`."""
@@ -40,8 +44,14 @@ class Connection(Protocol):
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
 
-    async def advance(self, column: Column[int], by: int) -> int:
-        """Add to the one number in a table of one row; return it as it is then. The row stays locked."""
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """Delete the rows whose first column is one of these."""
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """Insert rows without their first column, which goes on from the number in `last`; return the newest.
+
+        `last` is the column of a table of one row, which stays locked until the transaction ends.
+        """
 
     async def now(self) -> int:
         """Return the database's time in microseconds since 1970: one clock for all processes."""

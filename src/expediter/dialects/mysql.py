@@ -93,11 +93,21 @@ class MysqlConnection:
             text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
             await self._cursor.execute(text, [value for row in part for value in row])
 
-    async def advance(self, column: Column[int], by: int) -> int:
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """See Connection."""
+        column, *_ = table.columns
+        marks = ", ".join(["%s"] * len(ids))
+        await self._cursor.execute(f"DELETE FROM {table.name} WHERE {column.name} IN ({marks})", list(ids))
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection. There is no RETURNING here: LAST_INSERT_ID(x) comes back with the statement's answer."""
-        name = column.name
-        await self._cursor.execute(f"UPDATE {column.table.name} SET {name} = LAST_INSERT_ID({name} + %s)", [by])
-        return int(self._cursor.lastrowid)
+        name = last.name
+        text = f"UPDATE {last.table.name} SET {name} = LAST_INSERT_ID({name} + %s)"
+        await self._cursor.execute(text, [len(rows)])
+        newest = int(self._cursor.lastrowid)
+        first = newest - len(rows) + 1
+        await self._insert(table, [(first + index, *row) for index, row in enumerate(rows)])
+        return newest
 
     async def now(self) -> int:
         """See Connection."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import asyncpg
-from sqlalchemy import Column, Table
+from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
@@ -23,8 +24,10 @@ CONNECTIONS_MAX = 10
 #: Seconds that connecting, and one statement, may take.
 CONNECT_SECONDS_MAX = 5.0
 STATEMENT_SECONDS_MAX = 30.0
-#: From so many rows on, COPY costs less than it saves.
-COPY_ROWS_MIN = 8
+#: From so many rows on, COPY: it has its own round trip, and costs less by the row.
+COPY_ROWS_MIN = 1000
+#: What the values of a column are sent as; the first kind that fits.
+_TYPES = ((SmallInteger, "smallint"), (BigInteger, "bigint"), (Integer, "integer"), (String, "text"))
 
 _statements = Compiler(postgresql.dialect(paramstyle="pyformat"), lambda number: f"${number}")  # type: ignore[no-untyped-call]
 _COLLISIONS = (
@@ -45,15 +48,19 @@ class PostgresConnection:
     def __init__(self, raw: Any) -> None:
         """Wrap a connection of the pool."""
         self._raw = raw
+        #: Changes that were asked for and not sent yet, each with its values column by column.
+        self._changes: list[tuple[_Change, list[Sequence[Any]]]] = []
 
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
         """See Connection."""
+        await self.flush()
         text, arguments = _statements.bind(statement, values)
         rows: list[Row] = await self._raw.fetch(text, *arguments)
         return rows
 
     async def run(self, statement: Executable, **values: Any) -> int:
         """See Connection."""
+        await self.flush()
         text, arguments = _statements.bind(statement, values)
         # The command's tag ends with the number of rows: "UPDATE 3".
         count = (await self._raw.execute(text, *arguments)).rpartition(" ")[2]
@@ -61,39 +68,109 @@ class PostgresConnection:
 
     async def insert(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
-        names = [column.name for column in table.columns]
         if len(rows) >= COPY_ROWS_MIN:
+            await self.flush()
+            names = [column.name for column in table.columns]
             await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
         else:
-            await self._raw.executemany(f"INSERT INTO {table.name} VALUES ({_marks(len(names))})", rows)
+            self._changes.append((_insertion(table), list(zip(*rows, strict=True))))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
-        *key, value = (column.name for column in table.columns)
-        text = (
-            f"INSERT INTO {table.name} VALUES ({_marks(len(key) + 1)}) ON CONFLICT ({', '.join(key)})"
-            f" DO UPDATE SET {value} = {table.name}.{value} + excluded.{value}"
-        )
-        await self._raw.executemany(text, rows)
+        self._changes.append((_addition(table), list(zip(*rows, strict=True))))
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """See Connection."""
-        changes = ", ".join(f"{column} = ${number}" for number, column in enumerate(columns, 1))
-        where = " AND ".join(f"{key} = ${number}" for number, key in enumerate(keys, len(columns) + 1))
-        await self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows)
+        self._changes.append((_update(table, tuple(columns), tuple(keys)), list(zip(*rows, strict=True))))
 
-    async def advance(self, column: Column[int], by: int) -> int:
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
         """See Connection."""
-        text = f"UPDATE {column.table.name} SET {column.name} = {column.name} + $1 RETURNING {column.name}"
-        return int(await self._raw.fetchval(text, by))
+        self._changes.append((_removal(table), [ids]))
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """See Connection."""
+        await self.flush()
+        values = list(zip(*rows, strict=True)) if rows else [()] * (len(table.columns) - 1)
+        return int(await self._raw.fetchval(_appending(last, table), len(rows), *values))
+
+    async def flush(self) -> None:
+        """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
+        if not self._changes:
+            return
+        changes, self._changes = self._changes, []
+        texts = []
+        arguments: list[Sequence[Any]] = []
+        for change, values in changes:
+            texts.append(change.text(len(arguments) + 1))
+            arguments += values
+        *others, text = texts
+        if others:
+            text = f"WITH {', '.join(f'c{n} AS ({other})' for n, other in enumerate(others))} {text}"
+        await self._raw.execute(text, *arguments)
 
     async def now(self) -> int:
         """See Connection."""
         return int(await self._raw.fetchval(_NOW))
 
 
-def _marks(count: int) -> str:
-    return ", ".join(f"${number}" for number in range(1, count + 1))
+class _Change(NamedTuple):
+    """A statement about many rows, around the lists of their values: one list a column, of these types."""
+
+    before: str
+    types: tuple[str, ...]
+    after: str
+
+    def text(self, first: int) -> str:
+        """Return the statement; its values are numbered from `first` on."""
+        lists = ", ".join([f"${number}::{kind}[]" for number, kind in enumerate(self.types, first)])
+        return f"{self.before}{lists}{self.after}"
+
+
+@cache
+def _insertion(table: Table) -> _Change:
+    return _Change(f"INSERT INTO {table.name} SELECT * FROM unnest(", _types(table.columns), ")")
+
+
+@cache
+def _addition(table: Table) -> _Change:
+    *key, value = (column.name for column in table.columns)
+    more = f"{value} = {table.name}.{value} + excluded.{value}"
+    before, types, after = _insertion(table)
+    return _Change(before, types, f"{after} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {more}")
+
+
+@cache
+def _update(table: Table, columns: tuple[str, ...], keys: tuple[str, ...]) -> _Change:
+    names = (*columns, *keys)
+    changes = ", ".join(f"{name} = v.{name}" for name in columns)
+    where = " AND ".join(f"t.{name} = v.{name}" for name in keys)
+    types = _types([table.columns[name] for name in names])
+    before = f"UPDATE {table.name} t SET {changes} FROM unnest("
+    return _Change(before, types, f") AS v({', '.join(names)}) WHERE {where}")
+
+
+@cache
+def _removal(table: Table) -> _Change:
+    column, *_ = table.columns
+    return _Change(f"DELETE FROM {table.name} WHERE {column.name} = ANY(", _types([column]), ")")
+
+
+@cache
+def _appending(last: Column[int], table: Table) -> str:
+    number, *columns = table.columns
+    names = ", ".join(column.name for column in columns)
+    rows = _Change("unnest(", _types(columns), f") WITH ORDINALITY AS v({names}, nth)").text(2)
+    name = last.name
+    return (
+        f"WITH moved AS (UPDATE {last.table.name} SET {name} = {name} + $1::bigint RETURNING {name} AS newest), "
+        f"appended AS (INSERT INTO {table.name} ({number.name}, {names}) "
+        f"SELECT newest - $1::bigint + nth, {names} FROM moved, {rows}) "
+        "SELECT newest FROM moved"
+    )
+
+
+def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
+    return tuple(next(name for kind, name in _TYPES if isinstance(column.type, kind)) for column in columns)
 
 
 async def _roll_back(raw: Any) -> None:
@@ -102,6 +179,16 @@ async def _roll_back(raw: Any) -> None:
     except (*_BROKEN, asyncpg.PostgresError):
         # The connection broke in the middle of a statement; with it the server ends the transaction.
         raw.terminate()
+
+
+#: Every statement of the service goes by an index. Without this, PostgreSQL would plan them while the tables are
+#: nearly empty, read these whole, and keep that plan while they grow, until it next gathers statistics
+#: (docs/decisions/013-plans-on-postgresql.md). Compiling a statement costs more here than it can save.
+_PLANNING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+
+
+async def _plan_by_indexes(raw: Any) -> None:
+    await raw.execute(_PLANNING)
 
 
 async def _leave_as_it_is(raw: Any) -> None:
@@ -148,7 +235,9 @@ class PostgresDatabase:
     async def _transaction(self, raw: Any, work: Transaction[T]) -> T:
         try:
             await raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            result = await work(PostgresConnection(raw))
+            connection = PostgresConnection(raw)
+            result = await work(connection)
+            await connection.flush()
         except BaseException:
             await _roll_back(raw)
             raise
@@ -190,6 +279,7 @@ class PostgresDatabase:
                         command_timeout=STATEMENT_SECONDS_MAX,
                         statement_cache_size=512,
                         server_settings={"application_name": "expediter"},
+                        init=_plan_by_indexes,
                         reset=_leave_as_it_is,
                     )
         return self._pool

@@ -104,11 +104,21 @@ class SqliteConnection:
         where = " AND ".join(f"{key} = ?" for key in keys)
         self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows)
 
-    async def advance(self, column: Column[int], by: int) -> int:
-        """See Connection. Two statements: RETURNING came with SQLite 3.35."""
-        table, name = column.table.name, column.name
-        self._raw.execute(f"UPDATE {table} SET {name} = {name} + ?", (by,))
-        return int(self._raw.execute(f"SELECT {name} FROM {table}").fetchone()[0])
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """See Connection."""
+        column, *_ = table.columns
+        text = f"DELETE FROM {table.name} WHERE {column.name} = ?"
+        self._raw.executemany(text, [(each,) for each in ids])
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """See Connection. Two statements for the number: RETURNING came with SQLite 3.35."""
+        name, source = last.name, last.table.name
+        self._raw.execute(f"UPDATE {source} SET {name} = {name} + ?", (len(rows),))
+        newest = int(self._raw.execute(f"SELECT {name} FROM {source}").fetchone()[0])
+        if rows:
+            first = newest - len(rows) + 1
+            self._insert(table, [(first + index, *row) for index, row in enumerate(rows)])
+        return newest
 
     async def now(self) -> int:
         """See Connection. SQLite has no clock of its own: this machine's."""
