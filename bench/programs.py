@@ -101,14 +101,17 @@ class Site:
         """Run a Celery worker with a process a core; yield the environment of whoever places orders."""
         database = self.postgresql().replace("postgresql://", "postgresql+psycopg://")
         environment = {"DATABASE_URL": database, "REDIS_URL": self.cache()}
-        command = [str(BASELINE_BIN / "celery"), "-A", "celery_app", "worker", "--loglevel", "error"]
+        command = [str(BASELINE_BIN / "celery"), "--quiet", "-A", "celery_app", "worker", "--loglevel", "error"]
         with _running([*command, "--concurrency", str(os.cpu_count())], environment):
             yield environment
 
 
 @contextmanager
 def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=HERE / "baselines")
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, cwd=HERE / "baselines", stdout=log, stderr=log
+        )
     try:
         yield process
     finally:
