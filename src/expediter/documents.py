@@ -85,8 +85,8 @@ def order_document(order: Order, lines: Sequence[Line]) -> bytes:
     return _encode(
         OrderDocument(
             order_id=order.order_id,
-            status=order.status.value,
-            payment_status=order.payment_status.value,
+            status=order.status._value_,
+            payment_status=order.payment_status._value_,
             customer_id=order.customer_id,
             user_id=order.customer_id,
             customer_name=order.customer_name,
