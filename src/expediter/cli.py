@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -38,6 +39,9 @@ _stderr = Console(stderr=True)
 
 #: How often a thread may be made to give way, in seconds: the writer's thread must not wait 5 ms for its turn.
 SWITCH_SECONDS = 0.0001
+#: Objects made before the garbage collector looks at the young ones, and so often until it looks at the older ones.
+#: With Python's own 700, 10, 10 it takes a fifteenth of intake; hardly anything here is in a cycle.
+COLLECT_AFTER = (20_000, 50, 100)
 
 
 def main() -> None:
@@ -67,6 +71,9 @@ def _settings(**overrides: Any) -> Settings:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
+    # What is loaded by now stays: the collector need not look at it ever again.
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     uvloop.run(work)
 
 
