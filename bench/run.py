@@ -20,6 +20,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,8 @@ QUICK_ROWS = (1, 2, 3, 5)
 #: Rows, by what they need beside the service itself.
 NEEDS = {"postgres": (1, 4, 5, 7, 9, 12), "redis-server": (1, 3, 4, 5), "wrk": (1, 2, 3, 4, 9)}
 RESULTS = HERE / "results"
+#: Between these the README has the figures.
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 def header() -> dict[str, str]:
@@ -102,9 +105,37 @@ def keep(results: list[Result], about: dict[str, str]) -> None:
     before = json.loads(path.read_text()) if path.exists() else []
     new = [{**result._asdict(), "ratio": round(result.ratio, 4), "on": about["date"]} for result in results]
     kept = [line for line in before if line["row"] not in rows] + new
-    path.write_text(json.dumps(sorted(kept, key=lambda line: line["row"]), indent=1) + "\n")
+    lines = sorted(kept, key=lambda line: line["row"])
+    path.write_text(json.dumps(lines, indent=1) + "\n")
+    tell(lines, about)
     (RESULTS / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
     subprocess.run([str(BASELINE_BIN / "python"), str(HERE / "plot.py"), str(path)], check=True)
+
+
+def tell(lines: list[dict[str, Any]], about: dict[str, str]) -> None:
+    """Put the figures into the README, between its two marks."""
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = [
+        "| # | what | measured | against | ratio | target | |",
+        "| --- | --- | --- | --- | ---: | ---: | --- |",
+    ]
+    for line in lines:
+        bound = "≥" if line["baseline"] and line["row"] != 10 else "<"
+        cells = [
+            str(line["row"]),
+            line["name"],
+            line["measured"],
+            f"{line['baseline']} {line['against']}" if line["baseline"] else "",
+            shown(line["ratio"], line["unit"]),
+            f"{bound} {shown(line['target'], line['unit'])}",
+            "holds" if line["holds"] else "**missed**",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    on = ", ".join(f"{name} {value}" for name, value in about.items() if name not in ("date", "machine"))
+    head = f"{about['date']}, {about['machine']}, {on}."
+    readme.write_text(f"{before}{BEGIN}\n{head}\n\n" + "\n".join(rows) + f"\n{END}{after}")
 
 
 def main() -> None:

@@ -157,8 +157,8 @@ GROWING = ("orders", "order_lines", "events", "payment_attempts", "jobs", "idemp
 HISTORY = ("orders", "order_lines", "events", "payment_attempts")
 #: What may sort: each sorts a bounded number of rows, whatever the size of its table.
 BOUNDED_SORTS = {
-    "ORDER BY orders.order_id FOR UPDATE": "the orders of one batch, so that they are locked in the same order",
-    "ORDER BY order_lines.order_id, order_lines.line": "the lines of the orders that were asked for",
+    "ORDER BY orders.order_id || ''": "the orders of one batch, so that they are locked in the same order",
+    "ORDER BY concat(orders.order_id, '')": "the same on MariaDB",
     "GROUP BY jobs.dead_at IS NOT NULL": "the jobs that wait, never the orders at rest",
 }
 

@@ -39,7 +39,7 @@ _stderr = Console(stderr=True)
 
 #: How often a thread may be made to give way, in seconds: the writer's thread must not wait 5 ms for its turn.
 SWITCH_SECONDS = 0.0001
-#: Objects made before the garbage collector looks at the young ones, and so often until it looks at the older ones.
+#: Objects made before the garbage collector looks at the young ones, and how often until it looks at older ones.
 #: With Python's own 700, 10, 10 it takes a fifteenth of intake; hardly anything here is in a cycle.
 COLLECT_AFTER = (20_000, 50, 100)
 

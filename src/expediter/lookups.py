@@ -15,7 +15,7 @@ from expediter.events import Event
 from expediter.orders import NEVER, Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
 from expediter.requests import PageQuery
 from expediter.resilience import Breaker
-from expediter.rows import read_line, read_order, read_order_and_job
+from expediter.rows import lines_by_order, read_order, read_order_and_job
 
 
 class HistoryRow(NamedTuple):
@@ -44,11 +44,8 @@ _ORDER_AND_JOB = (
     .where(schema.orders.c.order_id == bindparam("order_id"))
 )
 _VERSION = select(schema.orders.c.version).where(schema.orders.c.order_id == bindparam("order_id"))
-_LINES = (
-    select(schema.order_lines)
-    .where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
-    .order_by(schema.order_lines.c.order_id, schema.order_lines.c.line)
-)
+# In no order: asked for one, PostgreSQL may walk the whole index in it until it has its statistics.
+_LINES = select(schema.order_lines).where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
 _HISTORY = (
     select(schema.events.c.number, schema.events.c.at, schema.events.c.type, schema.events.c.data)
     .where(schema.events.c.order_id == bindparam("order_id"))
@@ -121,8 +118,8 @@ async def order_job_and_lines(
         if placing and await connection.fetch(_DELETED_ORDERS, ids=[order_id]):
             raise DuplicateOrder(order_id, deleted=True)
         return None
-    lines = await connection.fetch(_LINES, ids=[order_id])
-    return *read_order_and_job(rows[0]), tuple(read_line(row) for row in lines)
+    lines = await lines_of(connection, [order_id])
+    return *read_order_and_job(rows[0]), tuple(lines[order_id])
 
 
 async def which_are_stored(connection: Connection, order_ids: list[str], keys: list[str]) -> set[str]:
@@ -190,10 +187,7 @@ async def page(connection: Connection, query: PageQuery) -> list[Order]:
 
 async def lines_of(connection: Connection, ids: list[str]) -> dict[str, list[Line]]:
     """Return the lines of these orders (at least one), by order id."""
-    lines: dict[str, list[Line]] = {order_id: [] for order_id in ids}
-    for row in await connection.fetch(_LINES, ids=ids):
-        lines[row[0]].append(read_line(row))
-    return lines
+    return lines_by_order(await connection.fetch(_LINES, ids=ids), ids)
 
 
 #: One compiled statement for each combination of filters that was asked for (at most 2**5).

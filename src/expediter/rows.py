@@ -1,6 +1,7 @@
 """Orders, lines and jobs as rows and back: the one place that knows how a field is stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from expediter import schema
@@ -32,6 +33,8 @@ _STATUS = {status.value: status for status in Status}
 _PAYMENT_STATUS = {status.value: status for status in PaymentStatus}
 _STAGES = {stages.value: stages for stages in Stages}
 _KIND = {kind.value: kind for kind in JobKind}
+
+_number = attrgetter("line")
 
 _ORDER_WIDTH = len(schema.orders.columns)
 
@@ -169,6 +172,16 @@ def line_row(order_id: str, line: Line) -> Row:
 def read_line(row: Row) -> Line:
     """Return the line that a row of `order_lines` holds."""
     return Line(row[1], id_value(row[2], row[3]), row[4], row[5], row[6])
+
+
+def lines_by_order(rows: Iterable[Row], ids: Iterable[str]) -> dict[str, list[Line]]:
+    """Return the lines in these rows, which come in any order, by their orders' ids; each order's by number."""
+    found: dict[str, list[Line]] = {order_id: [] for order_id in ids}
+    for row in rows:
+        found[row[0]].append(read_line(row))
+    for lines in found.values():
+        lines.sort(key=_number)
+    return found
 
 
 def read_breaker(row: Row) -> Breaker:

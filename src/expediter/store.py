@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, literal_column, select
 
 from expediter import schema
 from expediter.breakers import SharedBreaker
@@ -40,9 +40,9 @@ from expediter.rows import (
     changed_order_row,
     job_row,
     line_row,
+    lines_by_order,
     order_counters,
     order_row,
-    read_line,
     read_order_and_job,
 )
 
@@ -51,14 +51,11 @@ _LOAD = (
     .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
     .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
     # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
-    .order_by(schema.orders.c.order_id)
+    # As an expression: without statistics PostgreSQL might walk the whole index rather than sort a few rows.
+    .order_by(schema.orders.c.order_id.concat(literal_column("''")))
     .with_for_update(of=schema.orders)
 )
-_LOAD_LINES = (
-    select(schema.order_lines)
-    .where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
-    .order_by(schema.order_lines.c.order_id, schema.order_lines.c.line)
-)
+_LOAD_LINES = select(schema.order_lines).where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
 _LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
     schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
 )
@@ -255,9 +252,7 @@ class _Batch:
     async def _load_lines(self, ids: list[str]) -> None:
         missing = [order_id for order_id in ids if order_id not in self._lines]
         if missing:
-            found: dict[str, list[Line]] = {order_id: [] for order_id in missing}
-            for row in await self._connection.fetch(_LOAD_LINES, ids=missing):
-                found[row[0]].append(read_line(row))
+            found = lines_by_order(await self._connection.fetch(_LOAD_LINES, ids=missing), missing)
             self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
 
     async def _claim(self, asked: ClaimDue) -> Claims:
