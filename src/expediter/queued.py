@@ -55,8 +55,8 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
         So it is where Redis forgot a key between two requests with it, before the first of them was stored.
         """
-        location = kept.headers.get("location", "")
-        if self.place is None or location.rpartition("/")[2] == self.place.order_id:
+        location = kept.headers.get("location", "")  # a key of the command's own has none
+        if self.place is None or not location or location.rpartition("/")[2] == self.place.order_id:
             return None
         return f"This Idempotency-Key made another order before: {location}"
 
