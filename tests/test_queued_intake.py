@@ -824,23 +824,6 @@ def assert_sound_history(folder: Path, order_id: str) -> None:
     assert types == [("order.placed",), ("order.cancelled",)]
 
 
-def test_a_broker_that_hangs_keeps_one_client_waiting(
-    folder: Path, mortal_rabbitmq: RabbitServer, redis_server: RedisServer
-) -> None:
-    """While RabbitMQ hangs, the first orders wait for its deadline and the others are stored at once."""
-    with ExitStack() as stack:
-        doors = Doors(folder, stack, redis_server.new_database(), mortal_rabbitmq)
-        client = doors.one.client
-        assert client.post("/orders", json=order()).status_code == 202
-        with mortal_rabbitmq.frozen():
-            assert client.post("/orders", json=order()).status_code == 201
-            started = time.monotonic()
-            answers = [client.post("/orders", json=order()).status_code for _ in range(10)]
-            assert (set(answers), time.monotonic() - started < 3) == ({201}, True)
-        wait_until(lambda: health(client, "queue")["status"] == "ok")
-        assert client.post("/orders", json=order()).status_code == 202
-
-
 def test_without_redis_orders_are_stored_directly(
     folder: Path, mortal_redis: DurableRedisServer, rabbitmq: RabbitServer
 ) -> None:

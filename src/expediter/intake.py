@@ -196,9 +196,6 @@ class QueuedIntake:
 
     async def _queue(self, request: Request, command: Command, word: Word, now: int) -> Outcome | Queued:
         accepted, answer = await self._judge(request, command, word, now)
-        if self.failing is not None:
-            # Until it is seen to work again, nobody waits for the deadline of a broker that hangs.
-            return await self._store(accepted.command.request(waits=True), Unavailable(self.failing), request)
         try:
             taken = await self._messages.ask(accepted)
         except (RedisUnavailable, BrokerUnavailable) as error:
