@@ -199,9 +199,12 @@ class Committer:
         while True:
             try:
                 removed = await self.housekeep()
-            except Exception as error:
-                # Upkeep that fails once must not end for good.
+            except ExpediterError as error:
                 log.warning("expired idempotency keys could not be removed", error=str(error))
+                removed = 0
+            except Exception:
+                # A bug, then, which the log shows whole: upkeep that fails once must not end for good.
+                log.exception("expired idempotency keys could not be removed")
                 removed = 0
             await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
 

@@ -93,7 +93,7 @@ class State(ServerState):
 class _WholeAnswers:
     """A transport that sends the head of an answer together with the body that follows it.
 
-    uvicorn writes them one after the other, and each is a call of the kernel: a sixth of a cached read.
+    uvicorn writes them one after the other, and each would be a call of the kernel.
     """
 
     __slots__ = ("_head", "_on_end", "_transport", "is_closing", "write")

@@ -34,8 +34,8 @@ CONNECT_SECONDS_MAX = 5.0
 ROWS_PER_STATEMENT_MAX = 50
 
 _statements = Compiler(mysql.dialect(paramstyle="pyformat"), lambda number: "%s")
-#: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
 _TLS_MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+#: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
 _COLLISIONS = frozenset({1213, 1205, 1020, 1062})
 #: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
 _REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
