@@ -49,7 +49,7 @@ from expediter.orders import (
     gateway_key,
 )
 from expediter.payments.simulated import TOKEN_DECLINED
-from expediter.rows import job_row, line_row, order_counters, order_row
+from expediter.rows import job_counters, job_row, line_row, order_counters, order_row
 
 #: Orders in one transaction.
 ORDERS_PER_TRANSACTION = 4_000
@@ -229,7 +229,7 @@ def _shape(
             (each.number, each.action, *_since(msgspec.structs.astuple(each)[4:])) for each in attempts
         ),
         events=tuple((each.number, each.at - _EPOCH, each.type, _pattern(each)) for each in events),
-        counters=order_counters(order),
+        counters=order_counters(order) | (job_counters(job) if job else {}),
     )
 
 

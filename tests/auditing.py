@@ -96,6 +96,7 @@ def _assert_counters(folder: Path) -> None:
             real["completed"] += 1
             real["completed:work"] += completed_at - started_at
             real["completed:total"] += completed_at - created_at
+    real["jobs"], real["jobs:dead"] = rows(folder, "SELECT count(*), count(dead_at) FROM jobs")[0]
     assert counted == +real, "the counters differ from the rows"
 
 

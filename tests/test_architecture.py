@@ -40,7 +40,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "rows": CORE | {"schema", "resilience"},
     "keys": CORE | {"schema", "dialects", "requests"},
     "breakers": CORE | {"schema", "dialects", "rows", "requests", "resilience"},
-    "store": CORE | {"schema", "dialects", "rows", "keys", "breakers", "requests", "resilience"},
+    "backlog": CORE | {"schema", "dialects", "rows"},
+    "store": CORE | {"schema", "dialects", "rows", "backlog", "keys", "breakers", "requests", "resilience"},
     "lookups": CORE | {"schema", "dialects", "rows", "breakers", "requests", "resilience"},
     "maintenance": CORE | {"schema", "dialects", "keys", "requests"},
     "gathering": CORE,
@@ -50,7 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "temporary": CORE | {"gathering", "redis_client"},
     "accepted": CORE | {"brokers", "cache", "redis_client", "temporary"},
     "queries": CORE
-    | {"dialects", "lookups", "cache", "documents", "gathering", "requests", "resilience", "accepted"},
+    | {"dialects", "backlog", "lookups", "cache", "documents", "gathering", "requests", "resilience", "accepted"},
     "queued": CORE | {"requests"},
     "hints": CORE | {"brokers", "gathering", "requests"},
     "unstored": CORE
@@ -99,7 +100,8 @@ ALLOWED: dict[str, frozenset[str]] = {
 
 #: Who may import a part that one place alone is to know. `brokers/database` is one module of a room.
 _SQL = frozenset(
-    {"schema", "dialects", "store", "keys", "breakers", "lookups", "maintenance", "migrations", "brokers/database"}
+    {"schema", "dialects", "store", "keys", "breakers", "backlog", "lookups", "maintenance", "migrations"}
+    | {"brokers/database"}
 )
 OWNERS: dict[str, frozenset[str]] = {
     "sqlalchemy": _SQL,

@@ -117,7 +117,7 @@ async def use_everything(at: Place, database: Database) -> None:
     await queries.history(order_id)
     await queries.counters()
     await queries.ids(list(Status), 1_000)
-    await queries.queue()
+    await queries.queue(list(Status), 1_000)
     await queries.breaker()
     await database.read(lambda connection: which_are_stored(connection, [order_id, "no"], ["key_1", "no"]))
     await database.read(lambda connection: order_job_and_lines(connection, "no", placing=True))
@@ -338,7 +338,8 @@ def assert_sound(at: Place) -> None:
     real: Counter[str] = Counter()
     for order in orders.values():
         real.update(order_counters(order))
-    assert {name: int(value) for name, value in counted} == real
+    [(real["jobs"], real["jobs:dead"])] = rows(at, "SELECT count(*), count(dead_at) FROM jobs")
+    assert {name: int(value) for name, value in counted} == +real
     told: dict[str, list[Event]] = {order_id: [] for order_id in orders}
     events = rows(at, "SELECT position, order_id, number, at, type, data FROM events ORDER BY position")
     for _, order_id, number, moment, type, data in events:
@@ -394,7 +395,7 @@ async def test_the_service_goes_on_with_what_was_filled(at: Place) -> None:
         entry = await queries.order(order_id)
         assert msgspec.json.decode(entry.body) == seen[-1]
         assert len(await queries.history(order_id)) == entry.version
-        assert (await queries.queue())[0].ready == 20
+        assert (await queries.queue()).backlog.ready == 20
         await work_off(committer)
     assert_sound(at)
     assert rows(at, "SELECT count(*) FROM orders WHERE status = 'completed' AND version = 5")[0][0] > 900

@@ -37,7 +37,7 @@ async def examine_database(database: Database, queries: Queries, findings: list[
         findings.append(Finding("durability", "failed", told))
     else:
         findings.append(Finding("durability", "ok", f"{database.durability}: {said}"))
-    state, _ = await queries.queue()
+    state = (await queries.queue()).backlog
     verdict = "warning" if state.dead else "ok"
     text = f"{state.ready} ready, {state.scheduled} scheduled, {state.leased} leased, {state.dead} parked"
     if state.dead:

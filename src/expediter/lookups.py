@@ -1,7 +1,8 @@
-"""Reading the store: one order, a page, the counters, the history, the queue. Nothing here scans a table."""
+"""Reading the store: one order, a page, the counters, the history. Nothing here scans a table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +13,7 @@ from expediter.breakers import SharedBreaker
 from expediter.dialects import Connection
 from expediter.errors import DuplicateOrder
 from expediter.events import Event
-from expediter.orders import NEVER, Attempt, Job, JobKind, Line, Order, PaymentOutcome, Status
+from expediter.orders import NEVER, Attempt, Job, Line, Order, PaymentOutcome, Status
 from expediter.requests import PageQuery
 from expediter.resilience import Breaker
 from expediter.rows import lines_by_order, read_order, read_order_and_job
@@ -25,16 +26,6 @@ class HistoryRow(NamedTuple):
     at: int
     type: str
     data: str
-
-
-class QueueState(msgspec.Struct, frozen=True):
-    """The jobs, counted; `oldest_due_at` is the due time of the job that has waited longest."""
-
-    ready: int
-    scheduled: int
-    leased: int
-    dead: int
-    oldest_due_at: int | None
 
 
 _ORDERS = select(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
@@ -228,41 +219,13 @@ async def counters(connection: Connection) -> dict[str, int]:
     return {name: int(value) for name, value in await connection.fetch(_COUNTERS)}
 
 
-async def ids_by_status(connection: Connection, statuses: list[Status], limit: int) -> dict[Status, list[str]]:
+async def ids_by_status(connection: Connection, statuses: Sequence[Status], limit: int) -> dict[Status, list[str]]:
     """Return up to `limit` ids of the newest orders in each status."""
     found = {}
     for status in statuses:
         rows = await connection.fetch(_IDS, status=status.value, limit=limit)
         found[status] = [row[0] for row in rows]
     return found
-
-
-_DUE = and_(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
-_COUNT_READY = select(func.count(), func.min(schema.jobs.c.due_at)).where(_DUE)
-_COUNT_LATER = (
-    select(schema.jobs.c.dead_at.is_not(None), schema.jobs.c.holder.is_not(None), func.count())
-    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at > bindparam("now"))
-    .group_by(schema.jobs.c.dead_at.is_not(None), schema.jobs.c.holder.is_not(None))
-)
-
-
-async def queue_state(connection: Connection) -> QueueState:
-    """Count the jobs. The jobs table holds only orders that are under way, never those at rest."""
-    now = await connection.now()
-    ready = scheduled = leased = dead = 0
-    oldest: int | None = None
-    for kind in JobKind:
-        count, due_at = (await connection.fetch(_COUNT_READY, kind=kind.value, now=now))[0]
-        ready += count
-        oldest = due_at if oldest is None else min(oldest, due_at or oldest)
-        for is_dead, is_held, count in await connection.fetch(_COUNT_LATER, kind=kind.value, now=now):
-            if is_dead:
-                dead += count
-            elif is_held:
-                leased += count
-            else:
-                scheduled += count
-    return QueueState(ready, scheduled, leased, dead, oldest)
 
 
 async def breaker(connection: Connection) -> Breaker:

@@ -10,12 +10,13 @@ import msgspec
 
 from expediter import lookups
 from expediter.accepted import AcceptedOrders
+from expediter.backlog import Backlog, backlog
 from expediter.cache import Cache, Entry
 from expediter.dialects import Connection, Database
 from expediter.documents import order_document
 from expediter.errors import OrderNotFound
 from expediter.gathering import Gatherer
-from expediter.lookups import HistoryRow, QueueState
+from expediter.lookups import HistoryRow
 from expediter.orders import Attempt, Job, Order, Status
 from expediter.requests import Applied, PageQuery
 from expediter.resilience import Breaker
@@ -38,6 +39,14 @@ class Page(msgspec.Struct, frozen=True):
     documents: list[msgspec.Raw]
     total: int | None
     after: tuple[int, str] | None
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """The jobs, all counters, and the ids that were asked for, as they were at one moment."""
+
+    backlog: Backlog
+    counters: dict[str, int]
+    ids: dict[Status, list[str]]
 
 
 class Queries:
@@ -177,11 +186,16 @@ class Queries:
         """Return the payment gateway's circuit breaker."""
         return await self._database.read(lookups.breaker)
 
-    async def queue(self) -> tuple[QueueState, int]:
-        """Return the queue's state and the database's time."""
+    async def queue(self, statuses: Sequence[Status] = (), limit: int = 0) -> Queue:
+        """Return the queue's state, with up to `limit` newest ids in each of these statuses."""
 
-        async def work(connection: Connection) -> tuple[QueueState, int]:
-            return await lookups.queue_state(connection), await connection.now()
+        async def work(connection: Connection) -> Queue:
+            counters = await lookups.counters(connection)
+            return Queue(
+                backlog=await backlog(connection, counters),
+                counters=counters,
+                ids=await lookups.ids_by_status(connection, statuses, limit),
+            )
 
         return await self._database.read(work)
 

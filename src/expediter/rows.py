@@ -13,6 +13,10 @@ Row = Sequence[Any]
 
 # `_value_` is `value` without a property's call: four of them are on every order's way.
 
+#: The counters of all jobs, and of the parked ones among them.
+JOBS = "jobs"
+DEAD_JOBS = "jobs:dead"
+
 #: The columns of `orders` that change after an order is placed, in the order of `changed_order_row`.
 ORDER_CHANGES = (
     "status",
@@ -198,3 +202,8 @@ def order_counters(order: Order) -> dict[str, int]:
         counters["completed:work"] = order.completed_at - started
         counters["completed:total"] = order.completed_at - order.created_at
     return counters
+
+
+def job_counters(job: Job) -> dict[str, int]:
+    """Return what a job adds to each counter, by the counter's name."""
+    return {JOBS: 1} if job.dead_at is None else {JOBS: 1, DEAD_JOBS: 1}

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, literal_column, select
+from sqlalchemy import bindparam, literal_column, select
 
 from expediter import schema
+from expediter.backlog import FIRST_DUE, KINDS, NEXT_DUE
 from expediter.breakers import SharedBreaker
 from expediter.commands import ClaimJob, Command, PlaceOrder
 from expediter.decisions import decide
@@ -36,8 +37,10 @@ from expediter.requests import (
 )
 from expediter.resilience import GATEWAY_KINDS, Breaker
 from expediter.rows import (
+    DEAD_JOBS,
     ORDER_CHANGES,
     changed_order_row,
+    job_counters,
     job_row,
     line_row,
     lines_by_order,
@@ -70,17 +73,6 @@ _FIND_DUE = (
 )
 
 
-def _first_due(kind: JobKind, *condition: ColumnElement[bool]) -> ScalarSelect[int]:
-    jobs = schema.jobs.c
-    return select(func.min(jobs.due_at)).where(jobs.kind == kind._value_, *condition).scalar_subquery()
-
-
-#: What is furthest along goes first, so that a flood of new orders does not hold up those under way.
-_KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE)
-#: Of each kind, when its first job is or was due: each is one look into an index.
-_FIRST_DUE = select(*(_first_due(kind) for kind in _KINDS))
-#: The same of what is not due yet.
-_NEXT_DUE = select(*(_first_due(kind, schema.jobs.c.due_at > bindparam("now")) for kind in _KINDS))
 _FEED = select(schema.feed.c.position)
 
 _to_json = msgspec.json.Encoder().encode
@@ -259,8 +251,8 @@ class _Batch:
         breaker = await self._breaker.read()
         claimed: list[Claimed] = []
         changed: list[Order] = []
-        first_due = (await self._connection.fetch(_FIRST_DUE))[0]
-        for kind, due_at in zip(_KINDS, first_due, strict=True):
+        first_due = (await self._connection.fetch(FIRST_DUE))[0]
+        for kind, due_at in zip(KINDS, first_due, strict=True):
             if due_at is None or due_at > self._now:
                 continue
             limit = asked.limit - len(claimed)
@@ -308,10 +300,11 @@ class _Batch:
         if broken:
             columns = ("holder", "due_at", "dead_at")
             await self._connection.update(schema.jobs, columns, ("order_id",), broken)
+            await self._connection.add(schema.counters, [(DEAD_JOBS, self._slot, len(broken))])
         return readable
 
     async def _next_due(self, breaker: Breaker) -> int | None:
-        rows = await self._connection.fetch(_NEXT_DUE, now=self._now)
+        rows = await self._connection.fetch(NEXT_DUE, now=self._now)
         due = [due_at for due_at in rows[0] if due_at is not None]
         if breaker.open_until is not None:
             due.append(max(breaker.open_until, breaker.probe_until or 0))
@@ -404,14 +397,17 @@ class _Batch:
 
     def _counted(self) -> dict[str, int]:
         total: dict[str, int] = {}
-        for order_id, (order, _) in self._after.items():
-            was = self._before[order_id][0]
-            if was is not None:
-                for name, value in order_counters(was).items():
-                    total[name] = total.get(name, 0) - value
-            if order is not None:
-                for name, value in order_counters(order).items():
-                    total[name] = total.get(name, 0) + value
+        for order_id, after in self._after.items():
+            before = self._before[order_id]
+            if after is before:
+                continue
+            for sign, (order, job) in ((-1, before), (1, after)):
+                if order is not None:
+                    for name, value in order_counters(order).items():
+                        total[name] = total.get(name, 0) + sign * value
+                if job is not None:
+                    for name, value in job_counters(job).items():
+                        total[name] = total.get(name, 0) + sign * value
         return total
 
     async def _write_events(self) -> int:

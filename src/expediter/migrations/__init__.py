@@ -24,7 +24,7 @@ from expediter.dialects.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
 #: The newest step.
-HEAD = "0001"
+HEAD = "0002"
 
 
 def upgrade(address: str) -> bool:

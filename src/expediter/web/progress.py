@@ -208,10 +208,9 @@ def _average(total: int, count: int) -> float:
 async def queue_status(call: Call, context: Context) -> Reply:
     """Return the state of the queue, and up to 1,000 ids of the orders that wait and that are worked on."""
     call.query()
-    state, now = await context.queries.queue()
     under_way = _under_way(context.settings.stages.end)
-    ids = await context.queries.ids([Status.PENDING, *under_way], IDS_MAX)
-    counters = await context.queries.counters()
+    queue = await context.queries.queue([Status.PENDING, *under_way], IDS_MAX)
+    state, counters, ids = queue.backlog, queue.counters, queue.ids
     return json_reply(
         200,
         Queue(
@@ -219,7 +218,7 @@ async def queue_status(call: Call, context: Context) -> Reply:
             scheduled=state.scheduled,
             leased=state.leased,
             dead=state.dead,
-            oldest_age_seconds=seconds(state.oldest_due_at, now),
+            oldest_age_seconds=seconds(state.oldest_due_at, state.now),
             pending_count=counters.get("status:pending", 0),
             processing_count=sum(counters.get(f"status:{status}", 0) for status in under_way),
             pending=ids[Status.PENDING],
