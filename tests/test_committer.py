@@ -22,7 +22,7 @@ from expediter.errors import (
     Overloaded,
 )
 from expediter.orders import Line, Order
-from expediter.requests import Answer, Applied, IdempotencyKey, Replayed, Request
+from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from storing import Place, applied, ask, open_committer, place, rows
 
 
@@ -46,7 +46,7 @@ async def test_everything_of_an_order_is_stored_together(at: Place) -> None:
     assert rows(at, "SELECT line, quantity, price_minor FROM order_lines") == [(1, 2, 1299), (2, 1, 399)]
     assert rows(at, "SELECT position, number, type FROM events") == [(1, 1, "order.placed")]
     assert rows(at, "SELECT order_id, kind FROM jobs") == [("A1", "charge")]
-    assert rows(at, "SELECT name, value FROM counters") == [("status:pending", 1)]
+    assert rows(at, "SELECT name, value FROM counters ORDER BY name") == [("jobs", 1), ("status:pending", 1)]
 
 
 async def test_a_refusal_touches_nobody_else(at: Place) -> None:
@@ -184,11 +184,11 @@ class OnceBrokenDatabase(SqliteDatabase):
 
     broken = True
 
-    async def write(self, work: Any) -> Any:
+    async def write(self, work: Any, **begun: Any) -> Any:
         if self.broken:
             self.broken = False
             raise RuntimeError("a bug")
-        return await super().write(work)
+        return await super().write(work, **begun)
 
 
 async def test_an_unforeseen_error_fails_its_batch_and_no_other(folder: Path) -> None:
@@ -208,16 +208,76 @@ async def test_an_error_while_a_commit_is_looked_up_ends_nothing(folder: Path) -
     class Doubly(UncertainDatabase):
         lookups = 0
 
-        async def write(self, work: Any) -> Any:
+        async def write(self, work: Any, **begun: Any) -> Any:
             self.lookups += 1
             if self.lookups == 2:
                 raise RuntimeError("a bug")
-            return await super().write(work)
+            return await super().write(work, **begun)
 
     async with open_committer(folder, database=Doubly(folder / "orders.db")) as committer:
         with pytest.raises(RuntimeError):
             await committer.submit(place("A1"))
         await applied(committer, place("A2"))
+
+
+class ObservedDatabase(SqliteDatabase):
+    """A database that lets a test look on when a transaction is asked for, and when it has begun."""
+
+    async def asked(self) -> None: ...
+
+    async def begun(self) -> None: ...
+
+    async def write(self, work: Any, *, begun: Any = None) -> Any:
+        await self.asked()
+        begun()
+        await self.begun()
+        return await super().write(work)
+
+
+async def test_answers_are_given_while_the_next_batch_is_under_way(folder: Path) -> None:
+    """Where another batch waits, a committed one is answered once that has begun, and before it is committed."""
+    answered: list[tuple[str, int]] = []
+
+    class Observed(ObservedDatabase):
+        async def asked(self) -> None:
+            answered.append(("asked", sum(task.done() for task in tasks)))
+
+        async def begun(self) -> None:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            answered.append(("begun", sum(task.done() for task in tasks)))
+
+    tasks: list[asyncio.Task[list[Outcome]]] = []
+    async with open_committer(folder, database=Observed(folder / "orders.db")) as committer:
+        tasks += [asyncio.create_task(ask(committer, *full_batch(number))) for number in range(3)]
+        await asyncio.wait(tasks)
+    assert answered == [("asked", 0), ("begun", 0), ("asked", 0), ("begun", 1), ("asked", 1), ("begun", 2)]
+
+
+async def test_a_committed_batch_does_not_wait_for_a_database_that_hangs(folder: Path) -> None:
+    """If the next batch cannot begin, the one before it is answered all the same."""
+    hangs = asyncio.Event()
+
+    class Hanging(ObservedDatabase):
+        batches = 0
+
+        async def asked(self) -> None:
+            self.batches += 1
+            if self.batches == 2:
+                await hangs.wait()
+
+    async with open_committer(folder, database=Hanging(folder / "orders.db")) as committer:
+        first = asyncio.create_task(ask(committer, *full_batch(1)))
+        second = asyncio.create_task(ask(committer, *full_batch(2)))
+        assert len(await first) == BATCH_REQUESTS_MAX
+        assert not second.done()
+        hangs.set()
+        assert len(await second) == BATCH_REQUESTS_MAX
+
+
+def full_batch(number: int) -> list[Request]:
+    """Return as many orders as go into one transaction."""
+    return [place(f"A{number}-{each}") for each in range(BATCH_REQUESTS_MAX)]
 
 
 async def test_a_key_used_twice_at_once_places_one_order(at: Place) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from auditing import wait_until
 from expediter.commands import CancelOrder
 from expediter.dialects import open_database, parse_url
 from expediter.errors import ConfigurationError, DatabaseUnavailable, DuplicateOrder
@@ -141,6 +143,32 @@ async def test_a_reader_of_the_feed_misses_nothing(at: Place) -> None:
             await asyncio.sleep(0)
         await writing
     assert seen == list(range(1, 601))
+
+
+@pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])
+async def test_a_batch_waits_for_the_feed_last(postgresql: Server, ending: str) -> None:
+    """A batch that finds the feed locked has made its changes, and goes on from where the other one ended."""
+    at = Place(postgresql.new_database(), postgresql)
+    async with open_committer(at) as committer:
+        await ask(committer, place("A1"))
+        other = await asyncpg.connect(at.address)
+        await other.execute("BEGIN; UPDATE feed SET position = position + 5")
+        asked = asyncio.create_task(committer.submit(place("A2")))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await asyncio.to_thread(wait_until, lambda: rows(at, waits)[0][0] == 1)
+        # It has counted its order already: that row is locked.
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await other.execute("SAVEPOINT before; SELECT FROM counters WHERE name = 'jobs' FOR UPDATE NOWAIT")
+        await other.execute("ROLLBACK TO SAVEPOINT before")
+        assert not asked.done()
+        await other.execute(ending)
+        await other.close()
+        assert isinstance(await asked, Applied)
+    newest = 7 if ending == "COMMIT" else 2
+    assert rows(at, "SELECT position, order_id FROM events ORDER BY position") == [(1, "A1"), (newest, "A2")]
+    assert rows(at, "SELECT position FROM feed") == [(newest,)]
+    assert rows(at, "SELECT name, value FROM counters ORDER BY name") == [("jobs", 2), ("status:pending", 2)]
+    assert rows(at, "SELECT count(*) FROM order_lines") == [(4,)]
 
 
 SERVERS = {"postgresql": PostgresServer, "mariadb": MariadbServer}

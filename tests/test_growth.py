@@ -78,8 +78,10 @@ class WatchedDatabase:
     async def read(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         return await self._database.read(lambda connection: work(self._watched(connection)))
 
-    async def write(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        return await self._database.write(lambda connection: work(self._watched(connection)))
+    async def write(
+        self, work: Callable[[Connection], Coroutine[Any, Any, T]], *, begun: Callable[[], None] | None = None
+    ) -> T:
+        return await self._database.write(lambda connection: work(self._watched(connection)), begun=begun)
 
     def _watched(self, connection: Any) -> Any:
         name = "_cursor" if hasattr(connection, "_cursor") else "_raw"

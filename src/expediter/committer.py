@@ -27,6 +27,8 @@ BATCH_REQUESTS_MAX = 256
 #: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
 SETTLE_SECONDS_MAX = 10.0
 SETTLE_AGAIN_SECONDS = 0.2
+#: Seconds that the answers of a committed batch may wait for the next one to be under way.
+TELL_SECONDS_MAX = 0.002
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
 #: Pause between two rounds of housekeeping, in seconds.
@@ -56,6 +58,9 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
+        #: What is committed, and not told yet to those who asked for it.
+        self._committed: list[tuple[list[_Group], list[Outcome]]] = []
+        self._late: asyncio.TimerHandle | None = None
         self._stopping = False
         #: Why the last transaction was not stored; None when it was.
         self.failing: str | None = None
@@ -135,7 +140,7 @@ class Committer:
     async def _commit(self, groups: list[_Group]) -> None:
         asked = [request for group in groups for request in group.asked]
         try:
-            outcomes = await self._database.write(partial(self._apply, asked))
+            outcomes = await self._database.write(partial(self._apply, asked), begun=self._tell)
         except CommitUncertain as error:
             self._cache.forget_commit(final=False)
             await self._settle(groups, error)
@@ -148,6 +153,7 @@ class Committer:
             await self._succeed(groups, outcomes)
 
     def _give_up(self, groups: list[_Group], error: Exception) -> None:
+        self._tell()
         self._cache.forget_commit(final=True)
         self.failing = str(error)
         _fail(groups, error)
@@ -157,12 +163,29 @@ class Committer:
         self.commits += 1
         self.requests += len(outcomes)
         await self._publish(outcomes)
-        start = 0
-        for group in groups:
-            end = start + len(group.asked)
-            if not group.done.done():
-                group.done.set_result(outcomes[start:end])
-            start = end
+        self._committed.append((groups, outcomes))
+        if not self._queue:
+            self._tell()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(TELL_SECONDS_MAX, self._tell)
+
+    def _tell(self) -> None:
+        """Answer whoever is in a committed batch.
+
+        Where another batch waits, only once that one has begun: encoding and sending the answers is work for the
+        time in which the database is at work (docs/decisions/015-answers-while-the-next-commits.md).
+        """
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        for groups, outcomes in self._committed:
+            start = 0
+            for group in groups:
+                end = start + len(group.asked)
+                if not group.done.done():
+                    group.done.set_result(outcomes[start:end])
+                start = end
+        self._committed.clear()
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
         batch = self._in_doubt = await apply(
@@ -246,6 +269,7 @@ class Committer:
         outcomes: list[Outcome] = []
         for part in parts:
             await self._commit([part])
+            self._tell()
             error = part.done.exception()
             if error is None:
                 outcomes += part.done.result()

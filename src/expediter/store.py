@@ -202,7 +202,9 @@ class _Batch:
         order, job = self._after.get(order_id, (None, None))
         if order_id in self._deleted and isinstance(command, PlaceOrder):
             raise DuplicateOrder(order_id, deleted=True)
-        decision = decide(order, job, command, self._now)
+        # A process's look at the clock may be a little behind another's that changed the order before.
+        now = self._now if order is None else max(self._now, order.updated_at)
+        decision = decide(order, job, command, now)
         self._record(order_id, decision)
         if isinstance(command, PlaceOrder):
             self._lines[order_id] = decision.lines

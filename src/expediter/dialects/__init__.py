@@ -54,7 +54,10 @@ class Connection(Protocol):
         """
 
     async def now(self) -> int:
-        """Return the database's time in microseconds since 1970: one clock for all processes."""
+        """Return the database's time in microseconds since 1970: one clock for all processes.
+
+        It may be behind by what the database took to tell it (ServerClock), and is never ahead.
+        """
 
 
 Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
@@ -74,8 +77,11 @@ class Database(Protocol):
     def position_reader(self) -> Callable[[], int] | None:
         """Return what tells the position of the newest event at once, or None where that is a round trip."""
 
-    async def write(self, work: Transaction[T]) -> T:
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
         """Run `work` in a transaction and commit it; a collision with another transaction runs it again.
+
+        `begun` is called on the event loop when the transaction is open, before `work`: what it sets off runs
+        while `work` waits for the database. Where the transaction has a thread of its own, it is called at once.
 
         Raises what `work` raises (nothing is stored then), DatabaseUnavailable (nothing is stored),
         ConstraintViolated (nothing is stored) or CommitUncertain. Cancelling the caller does not stop it.

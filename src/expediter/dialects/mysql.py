@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.dialects import Row, T, Transaction, server_name
+from expediter.dialects.clock import ServerClock
 from expediter.dialects.collisions import until_it_does_not_collide
 from expediter.dialects.statements import Compiler
 from expediter.errors import (
@@ -49,9 +50,10 @@ class _Collision(Exception):
 class MysqlConnection:
     """See Connection."""
 
-    def __init__(self, cursor: Any) -> None:
+    def __init__(self, cursor: Any, clock: ServerClock) -> None:
         """Wrap a cursor of a connection of the pool."""
         self._cursor = cursor
+        self._clock = clock
 
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
         """See Connection."""
@@ -111,6 +113,9 @@ class MysqlConnection:
 
     async def now(self) -> int:
         """See Connection."""
+        return await self._clock.now(self._ask_the_time)
+
+    async def _ask_the_time(self) -> int:
         await self._cursor.execute(_NOW)
         return int((await self._cursor.fetchone())[0])
 
@@ -153,6 +158,7 @@ class MysqlDatabase:
         self._url = url
         self._pool: Any = None
         self._opening = asyncio.Lock()
+        self._clock = ServerClock()
 
     def describe(self) -> str:
         """See Database."""
@@ -162,20 +168,22 @@ class MysqlDatabase:
         """See Database: here it would be a round trip."""
         return None
 
-    async def write(self, work: Transaction[T]) -> T:
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
         """See Database."""
 
         async def once() -> T:
             async with self._connection() as raw:
-                return await self._transaction(raw, work)
+                return await self._transaction(raw, work, begun)
 
         return await until_it_does_not_collide(once, (_Collision,))
 
-    async def _transaction(self, raw: Any, work: Transaction[T]) -> T:
+    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
         await raw.begin()
         try:
+            if begun is not None:
+                begun()
             async with raw.cursor() as cursor:
-                result = await work(MysqlConnection(cursor))
+                result = await work(MysqlConnection(cursor, self._clock))
         except BaseException:
             if raw.connected:
                 await raw.rollback()
@@ -192,7 +200,7 @@ class MysqlDatabase:
             await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             await cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
             try:
-                return await work(MysqlConnection(cursor))
+                return await work(MysqlConnection(cursor, self._clock))
             finally:
                 if raw.connected:
                     await raw.rollback()

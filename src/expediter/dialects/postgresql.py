@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.dialects import Row, T, Transaction, server_name
+from expediter.dialects.clock import ServerClock
 from expediter.dialects.collisions import until_it_does_not_collide
 from expediter.dialects.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
@@ -45,9 +46,10 @@ _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 class PostgresConnection:
     """See Connection."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, clock: ServerClock) -> None:
         """Wrap a connection of the pool."""
         self._raw = raw
+        self._clock = clock
         #: Changes that were asked for and not sent yet, each with its values column by column.
         self._changes: list[tuple[_Change, list[Sequence[Any]]]] = []
 
@@ -89,27 +91,36 @@ class PostgresConnection:
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
-        await self.flush()
-        values = list(zip(*rows, strict=True)) if rows else [()] * (len(table.columns) - 1)
-        return int(await self._raw.fetchval(_appending(last, table), len(rows), *values))
+        # All in one statement with the changes before it; the number's row is locked last.
+        changes, values = self._kept_back(returning=True)
+        rows_by_column = list(zip(*rows, strict=True)) if rows else [()] * (len(table.columns) - 1)
+        text = _appending(last, table).text(changes, len(values) + 1)
+        return int(await self._raw.fetchval(text, *values, len(rows), *rows_by_column))
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
-        if not self._changes:
-            return
+        changes, values = self._kept_back()
+        if changes:
+            *others, text = changes
+            if others:
+                text = f"WITH {_named(others)} {text}"
+            await self._raw.execute(text, *values)
+
+    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
         changes, self._changes = self._changes, []
-        texts = []
-        arguments: list[Sequence[Any]] = []
-        for change, values in changes:
-            texts.append(change.text(len(arguments) + 1))
-            arguments += values
-        *others, text = texts
-        if others:
-            text = f"WITH {', '.join(f'c{n} AS ({other})' for n, other in enumerate(others))} {text}"
-        await self._raw.execute(text, *arguments)
+        texts: list[str] = []
+        values: list[Sequence[Any]] = []
+        for change, columns in changes:
+            text = change.text(len(values) + 1)
+            texts.append(f"{text} RETURNING 1" if returning else text)
+            values += columns
+        return texts, values
 
     async def now(self) -> int:
         """See Connection."""
+        return await self._clock.now(self._ask_the_time)
+
+    async def _ask_the_time(self) -> int:
         return int(await self._raw.fetchval(_NOW))
 
 
@@ -155,18 +166,41 @@ def _removal(table: Table) -> _Change:
     return _Change(f"DELETE FROM {table.name} WHERE {column.name} = ANY(", _types([column]), ")")
 
 
+def _named(changes: Sequence[str]) -> str:
+    return ", ".join([f"c{number} AS ({change})" for number, change in enumerate(changes)])
+
+
+class _Appending(NamedTuple):
+    """A statement that makes changes, then moves a number on by a count and inserts as many rows up to it."""
+
+    number: str
+    source: str
+    table: str
+    names: str
+    rows: _Change
+
+    def text(self, changes: Sequence[str], first: int) -> str:
+        """Return the statement after `changes`; its own values are the count, `first`, and the rows."""
+        count = f"${first}::bigint"
+        # The number's row stays locked from here to the commit, and other processes wait for it. Left to itself
+        # PostgreSQL would begin with it; a condition that counts what the changes return has it done after them.
+        made = " + ".join([f"(SELECT count(*) FROM c{number})" for number in range(len(changes))])
+        parts = [_named(changes)] if changes else []
+        parts += [
+            f"moved AS (UPDATE {self.source} SET {self.number} = {self.number} + {count}"
+            f"{f' WHERE {made} >= 0' if made else ''} RETURNING {self.number} AS newest)",
+            f"appended AS (INSERT INTO {self.table} SELECT newest - {count} + nth, {self.names} "
+            f"FROM moved, {self.rows.text(first + 1)})",
+        ]
+        return f"WITH {', '.join(parts)} SELECT newest FROM moved"
+
+
 @cache
-def _appending(last: Column[int], table: Table) -> str:
-    number, *columns = table.columns
+def _appending(last: Column[int], table: Table) -> _Appending:
+    _, *columns = table.columns
     names = ", ".join(column.name for column in columns)
-    rows = _Change("unnest(", _types(columns), f") WITH ORDINALITY AS v({names}, nth)").text(2)
-    name = last.name
-    return (
-        f"WITH moved AS (UPDATE {last.table.name} SET {name} = {name} + $1::bigint RETURNING {name} AS newest), "
-        f"appended AS (INSERT INTO {table.name} ({number.name}, {names}) "
-        f"SELECT newest - $1::bigint + nth, {names} FROM moved, {rows}) "
-        "SELECT newest FROM moved"
-    )
+    rows = _Change("unnest(", _types(columns), f") WITH ORDINALITY AS v({names}, nth)")
+    return _Appending(last.name, last.table.name, table.name, names, rows)
 
 
 def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
@@ -214,6 +248,7 @@ class PostgresDatabase:
         self._url = url
         self._pool: Any = None
         self._opening = asyncio.Lock()
+        self._clock = ServerClock()
 
     def describe(self) -> str:
         """See Database."""
@@ -223,19 +258,21 @@ class PostgresDatabase:
         """See Database: here it would be a round trip."""
         return None
 
-    async def write(self, work: Transaction[T]) -> T:
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
         """See Database."""
 
         async def once() -> T:
             async with self._connection() as raw:
-                return await self._transaction(raw, work)
+                return await self._transaction(raw, work, begun)
 
         return await until_it_does_not_collide(once, _COLLISIONS)
 
-    async def _transaction(self, raw: Any, work: Transaction[T]) -> T:
+    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
         try:
             await raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            connection = PostgresConnection(raw)
+            if begun is not None:
+                begun()
+            connection = PostgresConnection(raw, self._clock)
             result = await work(connection)
             await connection.flush()
         except BaseException:
@@ -251,7 +288,7 @@ class PostgresDatabase:
     async def read(self, work: Transaction[T]) -> T:
         """See Database."""
         async with self._connection() as raw, raw.transaction(isolation="repeatable_read", readonly=True):
-            return await work(PostgresConnection(raw))
+            return await work(PostgresConnection(raw, self._clock))
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:

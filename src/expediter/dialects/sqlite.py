@@ -175,9 +175,17 @@ class SqliteDatabase:
         """See Database."""
         return f"SQLite {sqlite3.sqlite_version}, {self.path}"
 
-    async def write(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
+    async def write(
+        self,
+        work: Callable[[SqliteConnection], Coroutine[Any, Any, T]],
+        *,
+        begun: Callable[[], None] | None = None,
+    ) -> T:
         """See Database. The transaction holds the write lock from its start, so it never collides."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+        written = asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+        if begun is not None:
+            begun()
+        return await written
 
     async def read(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
         """See Database."""
