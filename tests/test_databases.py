@@ -13,11 +13,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import uuid_utils
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from auditing import wait_until
-from expediter.commands import CancelOrder
+from expediter.commands import CancelOrder, PlaceOrder
 from expediter.dialects import open_database, parse_url
 from expediter.errors import ConfigurationError, DatabaseUnavailable, DuplicateOrder
+from expediter.lookups import orders_with_lines
 from expediter.migrations import upgrade
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
@@ -143,6 +147,48 @@ async def test_a_reader_of_the_feed_misses_nothing(at: Place) -> None:
             await asyncio.sleep(0)
         await writing
     assert seen == list(range(1, 601))
+
+
+#: Text that a database, an array or JSON may take for something else.
+texts = st.one_of(
+    st.sampled_from(
+        ["", "NULL", "null", '"', "\\", '\\"', '\\\\"', "{}", "{a,b}", "',--", "\n\t\r\x01\x7f", "%s $1 :x ?"]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.tuples(texts, st.none() | texts), min_size=1, max_size=40))
+def test_text_comes_back_as_it_went(at: Place, names: list[tuple[str, str | None]]) -> None:
+    """Names, references and errors are stored as they are, whatever is in them, in a batch of many."""
+
+    async def there_and_back() -> None:
+        async with open_committer(at) as committer:
+            asked = [
+                place(
+                    str(uuid_utils.uuid7()),
+                    customer_name=whose,
+                    lines=(Line(1, name or None, name, 2, 1299), Line(2, None, name, 1, 399)),
+                    metadata=json.dumps({"name": name}),
+                )
+                for name, whose in names
+            ]
+            await ask(committer, *asked)
+            database = open_database(at.address)
+            ids = [each.command.order_id for each in asked]
+            found = {
+                order.order_id: (order, lines)
+                for order, lines in await database.read(lambda connection: orders_with_lines(connection, ids))
+            }
+            await database.close()
+        for each in asked:
+            order, lines = found[each.command.order_id]
+            assert isinstance(each.command, PlaceOrder)
+            assert (order.customer_name, order.metadata) == (each.command.customer_name, each.command.metadata)
+            assert tuple(lines) == each.command.lines
+
+    asyncio.run(there_and_back())
 
 
 @pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import asyncpg
+import msgspec
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
@@ -40,6 +41,8 @@ _COLLISIONS = (
 _REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError, asyncpg.DataError)
 #: What a connection raises that broke while it was used.
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+#: Whole numbers and null are written alike in JSON and in PostgreSQL's arrays.
+_to_json = msgspec.json.Encoder().encode
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 
@@ -50,8 +53,8 @@ class PostgresConnection:
         """Wrap a connection of the pool."""
         self._raw = raw
         self._clock = clock
-        #: Changes that were asked for and not sent yet, each with its values column by column.
-        self._changes: list[tuple[_Change, list[Sequence[Any]]]] = []
+        #: Changes that were asked for and not sent yet, each with its rows.
+        self._changes: list[tuple[_Change, Sequence[Row]]] = []
 
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
         """See Connection."""
@@ -75,27 +78,27 @@ class PostgresConnection:
             names = [column.name for column in table.columns]
             await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
         else:
-            self._changes.append((_insertion(table), list(zip(*rows, strict=True))))
+            self._changes.append((_insertion(table), rows))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append((_addition(table), list(zip(*rows, strict=True))))
+        self._changes.append((_addition(table), rows))
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append((_update(table, tuple(columns), tuple(keys)), list(zip(*rows, strict=True))))
+        self._changes.append((_update(table, tuple(columns), tuple(keys)), rows))
 
     async def remove(self, table: Table, ids: Sequence[str]) -> None:
         """See Connection."""
-        self._changes.append((_removal(table), [ids]))
+        self._changes.append((_removal(table), [(each,) for each in ids]))
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
         # All in one statement with the changes before it; the number's row is locked last.
         changes, values = self._kept_back(returning=True)
-        rows_by_column = list(zip(*rows, strict=True)) if rows else [()] * (len(table.columns) - 1)
-        text = _appending(last, table).text(changes, len(values) + 1)
-        return int(await self._raw.fetchval(text, *values, len(rows), *rows_by_column))
+        appending = _appending(last, table)
+        text = appending.text(changes, len(values) + 1)
+        return int(await self._raw.fetchval(text, *values, len(rows), *appending.rows.arrays(rows)))
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
@@ -106,14 +109,14 @@ class PostgresConnection:
                 text = f"WITH {_named(others)} {text}"
             await self._raw.execute(text, *values)
 
-    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[Sequence[Any]]]:
+    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[str]]:
         changes, self._changes = self._changes, []
         texts: list[str] = []
-        values: list[Sequence[Any]] = []
-        for change, columns in changes:
+        values: list[str] = []
+        for change, rows in changes:
             text = change.text(len(values) + 1)
             texts.append(f"{text} RETURNING 1" if returning else text)
-            values += columns
+            values += change.arrays(rows)
         return texts, values
 
     async def now(self) -> int:
@@ -133,8 +136,28 @@ class _Change(NamedTuple):
 
     def text(self, first: int) -> str:
         """Return the statement; its values are numbered from `first` on."""
-        lists = ", ".join([f"${number}::{kind}[]" for number, kind in enumerate(self.types, first)])
+        lists = ", ".join([f"${number}::text::{kind}[]" for number, kind in enumerate(self.types, first)])
         return f"{self.before}{lists}{self.after}"
+
+    def arrays(self, rows: Sequence[Row]) -> list[str]:
+        """Return the values of the statement for these rows."""
+        if not rows:
+            return ["{}"] * len(self.types)
+        return [_array(kind, values) for kind, values in zip(self.types, zip(*rows, strict=True), strict=True)]
+
+
+def _array(kind: str, values: Sequence[Any]) -> str:
+    """Return values as PostgreSQL writes an array; the driver's own way with lists takes twice the time.
+
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    if kind != "text":
+        return f"{{{_to_json(values)[1:-1].decode()}}}"
+    quoted = [
+        "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for value in values
+    ]
+    return f"{{{','.join(quoted)}}}"
 
 
 @cache
