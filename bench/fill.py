@@ -49,7 +49,7 @@ from expediter.orders import (
     gateway_key,
 )
 from expediter.payments.simulated import TOKEN_DECLINED
-from expediter.rows import job_counters, job_row, line_row, order_counters, order_row
+from expediter.rows import count_job, count_order, job_row, line_row, order_row
 
 #: Orders in one transaction.
 ORDERS_PER_TRANSACTION = 4_000
@@ -218,6 +218,10 @@ def _shape(
     order: Order, lines: Sequence[Line], job: Job | None, attempts: Sequence[Attempt], events: Sequence[Event]
 ) -> Shape:
     whole = order_row(order)
+    counters: dict[str, int] = {}
+    count_order(counters, order, 1)
+    if job is not None:
+        count_job(counters, job, 1)
     times = tuple(column for column, value in enumerate(whole) if isinstance(value, int) and value >= _EPOCH)
     return Shape(
         order=[value - _EPOCH if column in times else value for column, value in enumerate(whole)],
@@ -229,7 +233,7 @@ def _shape(
             (each.number, each.action, *_since(msgspec.structs.astuple(each)[4:])) for each in attempts
         ),
         events=tuple((each.number, each.at - _EPOCH, each.type, _pattern(each)) for each in events),
-        counters=order_counters(order) | (job_counters(job) if job else {}),
+        counters=counters,
     )
 
 

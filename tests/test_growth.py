@@ -29,7 +29,7 @@ from expediter.maintenance import EXPIRED_KEYS_PER_BATCH
 from expediter.orders import Order, PaymentOutcome, Status
 from expediter.queries import Queries
 from expediter.requests import Answer, Applied, IdempotencyKey, PageQuery, Request
-from expediter.rows import order_counters, read_order
+from expediter.rows import count_order, read_order
 from servers import in_thread
 from storing import Place, ask, claim, claimed, open_committer, place, rows
 
@@ -339,7 +339,7 @@ def assert_sound(at: Place) -> None:
     counted = rows(at, "SELECT name, sum(value) FROM counters GROUP BY name HAVING sum(value) <> 0")
     real: Counter[str] = Counter()
     for order in orders.values():
-        real.update(order_counters(order))
+        count_order(real, order, 1)
     [(real["jobs"], real["jobs:dead"])] = rows(at, "SELECT count(*), count(dead_at) FROM jobs")
     assert {name: int(value) for name, value in counted} == +real
     told: dict[str, list[Event]] = {order_id: [] for order_id in orders}

@@ -38,6 +38,7 @@ _PAYMENT_STATUS = {status.value: status for status in PaymentStatus}
 _STAGES = {stages.value: stages for stages in Stages}
 _KIND = {kind.value: kind for kind in JobKind}
 
+_STATUS_COUNTERS = {status: f"status:{status.value}" for status in Status}
 _number = attrgetter("line")
 
 _ORDER_WIDTH = len(schema.orders.columns)
@@ -193,17 +194,22 @@ def read_breaker(row: Row) -> Breaker:
     return Breaker(failures=row[1], open_until=row[2], probe_holder=row[3], probe_until=row[4])
 
 
-def order_counters(order: Order) -> dict[str, int]:
-    """Return what an order adds to each counter, by the counter's name; times are in microseconds."""
-    counters = {f"status:{order.status._value_}": 1}
+def count_order(total: dict[str, int], order: Order, sign: int) -> None:
+    """Add what an order adds to each counter (`sign` 1), or take it away (-1); times are in microseconds."""
+    name = _STATUS_COUNTERS[order.status]
+    total[name] = total.get(name, 0) + sign
     if order.completed_at is not None:
         started = order.processing_started_at or order.created_at
-        counters["completed"] = 1
-        counters["completed:work"] = order.completed_at - started
-        counters["completed:total"] = order.completed_at - order.created_at
-    return counters
+        for name, value in (
+            ("completed", 1),
+            ("completed:work", order.completed_at - started),
+            ("completed:total", order.completed_at - order.created_at),
+        ):
+            total[name] = total.get(name, 0) + sign * value
 
 
-def job_counters(job: Job) -> dict[str, int]:
-    """Return what a job adds to each counter, by the counter's name."""
-    return {JOBS: 1} if job.dead_at is None else {JOBS: 1, DEAD_JOBS: 1}
+def count_job(total: dict[str, int], job: Job, sign: int) -> None:
+    """Add what a job adds to each counter (`sign` 1), or take it away (-1)."""
+    total[JOBS] = total.get(JOBS, 0) + sign
+    if job.dead_at is not None:
+        total[DEAD_JOBS] = total.get(DEAD_JOBS, 0) + sign

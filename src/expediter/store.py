@@ -40,11 +40,11 @@ from expediter.rows import (
     DEAD_JOBS,
     ORDER_CHANGES,
     changed_order_row,
-    job_counters,
+    count_job,
+    count_order,
     job_row,
     line_row,
     lines_by_order,
-    order_counters,
     order_row,
     read_order_and_job,
 )
@@ -405,11 +405,9 @@ class _Batch:
                 continue
             for sign, (order, job) in ((-1, before), (1, after)):
                 if order is not None:
-                    for name, value in order_counters(order).items():
-                        total[name] = total.get(name, 0) + sign * value
+                    count_order(total, order, sign)
                 if job is not None:
-                    for name, value in job_counters(job).items():
-                        total[name] = total.get(name, 0) + sign * value
+                    count_job(total, job, sign)
         return total
 
     async def _write_events(self) -> int:

@@ -24,12 +24,13 @@ from expediter.web.problems import FieldError, RequestRefused, status_of
 
 #: Rows of one request, at most.
 ROWS_MAX = 100_000
-#: Rows that are stored in one transaction, at most.
-ROWS_PER_GROUP = 250
+#: Rows that are stored in one transaction, at most, and the bytes after which there are no more of them.
+ROWS_PER_GROUP = 500
+GROUP_BYTES_MAX = 4 * BODY_BYTES_MAX
 #: Rows after which other requests have their turn.
 ROWS_PER_TURN = 50
 #: Groups that wait for their transaction while the next rows are read.
-GROUPS_UNDER_WAY_MAX = 4
+GROUPS_UNDER_WAY_MAX = 2
 
 Count = Annotated[int, Meta(ge=0)]
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -107,6 +108,7 @@ class _Intake:
         self._verdicts: list[Verdict] = []
         self._rows: list[int] = []
         self._requests: list[Request] = []
+        self._bytes = 0
         self._under_way: deque[tuple[list[int], asyncio.Task[list[Outcome]]]] = deque()
 
     async def add(self, row: bytes) -> None:
@@ -126,7 +128,8 @@ class _Intake:
             return
         self._verdicts.append(Verdict(number, 0))
         self._rows.append(number)
-        if len(self._requests) == ROWS_PER_GROUP:
+        self._bytes += len(row)
+        if len(self._requests) == ROWS_PER_GROUP or self._bytes >= GROUP_BYTES_MAX:
             await self._send()
 
     def end(self, status: int, error: str) -> None:
@@ -147,7 +150,7 @@ class _Intake:
     async def _send(self) -> None:
         stored = asyncio.create_task(self._store(self._requests))
         self._under_way.append((self._rows, stored))
-        self._rows, self._requests = [], []
+        self._rows, self._requests, self._bytes = [], [], 0
         if len(self._under_way) >= GROUPS_UNDER_WAY_MAX:
             await self._collect()
 

@@ -93,7 +93,8 @@ def decode(body: bytes, kind: type[T]) -> T:
         parsed: T = decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _diagnose(body, kind, error) from error
-    if b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body or _QUOTED_AMOUNT.search(body):
+    escaped = b"\\" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body)
+    if escaped or _QUOTED_AMOUNT.search(body):
         plain = _plain(body)
         if faults := _unclean(plain, "") or _misspelt(plain, ""):
             raise InvalidInput(faults)
