@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -215,6 +217,116 @@ async def test_a_batch_waits_for_the_feed_last(postgresql: Server, ending: str) 
     assert rows(at, "SELECT position FROM feed") == [(newest,)]
     assert rows(at, "SELECT name, value FROM counters ORDER BY name") == [("jobs", 2), ("status:pending", 2)]
     assert rows(at, "SELECT count(*) FROM order_lines") == [(4,)]
+
+
+class Wire:
+    """A connection to a server that can be cut at the client's end: the server does not hear of it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._ends: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._cut: set[asyncio.StreamReader] = set()
+        self._far_ends: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.own_port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cut()
+        for end in self._far_ends:
+            end.close()
+        await asyncio.wait(self._tasks)
+        self._server.close()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._ends.append((reader, writer))
+        self._far_ends.append(far_writer)
+        for source, target in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._pass_on(source, target))
+            self._tasks.add(task)
+
+    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(1 << 16):
+                target.write(data)
+        if source not in self._cut:
+            target.close()
+
+    def cut(self) -> None:
+        for reader, end in self._ends:
+            self._cut.add(reader)
+            end.close()
+        self._ends.clear()
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["one statement", "several"])
+async def test_what_a_lost_client_asked_for_is_not_done_behind_its_back(postgresql: Server, reads: bool) -> None:
+    """A connection breaks while the server is at a batch: it is carried out once, and whoever asked hears so."""
+    at = Place(postgresql.new_database(), postgresql)
+    port = int(at.address.rpartition(":")[2].partition("/")[0])
+    async with Wire(port) as wire:
+        through = replace(at, address=at.address.replace(f":{port}/", f":{wire.own_port}/"))
+        async with open_committer(through) as committer:
+            await ask(committer, place("A1"))
+            other = await asyncpg.connect(at.address)
+            await other.execute("BEGIN; SELECT FROM counters WHERE name = 'jobs' FOR UPDATE")
+            asked = asyncio.create_task(committer.submit(place("A2", fresh=not reads)))
+            waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            await asyncio.to_thread(wait_until, lambda: len(rows(at, waits)) == 1)
+            ((stranded,),) = rows(at, waits)
+            wire.cut()
+            if reads:
+                # Its transaction was not to be committed yet, and never is. What it locks it does not keep for
+                # long, although the server waits for its next statement.
+                with pytest.raises(DatabaseUnavailable):
+                    await asked
+            else:
+                # The server is at the whole transaction, and would go on with it.
+                still = f"SELECT pid FROM pg_stat_activity WHERE pid = {stranded}"
+                await asyncio.to_thread(wait_until, lambda: not rows(at, still))
+            await other.execute("ROLLBACK")
+            await other.close()
+            outcome = await committer.submit(place("A2")) if reads else await asked
+            assert isinstance(outcome, Applied)
+    assert rows(at, "SELECT position, order_id FROM events ORDER BY position") == [(1, "A1"), (2, "A2")]
+    assert rows(at, "SELECT name, value FROM counters ORDER BY name") == [("jobs", 2), ("status:pending", 2)]
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["one statement", "several"])
+async def test_a_commit_whose_answer_is_lost_counts_once(
+    tmp_path_factory: pytest.TempPathFactory, reads: bool
+) -> None:
+    """A connection breaks amid the commit: whoever asked hears in the end that it is stored, and it is so once."""
+    server = PostgresServer(tmp_path_factory.mktemp("postgresql"))
+    try:
+        at = Place(server.new_database(), server)
+        async with Wire(server.port) as wire:
+            through = replace(at, address=at.address.replace(f":{server.port}/", f":{wire.own_port}/"))
+            async with open_committer(through) as committer:
+                await ask(committer, place("A1"))
+                # A commit waits for a standby that is not there; it has reached the disk here all the same.
+                await set_standby(at, "nobody")
+                asked = asyncio.create_task(committer.submit(place("A2", fresh=not reads)))
+                waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                await asyncio.to_thread(wait_until, lambda: rows(at, waits)[0][0] == 1)
+                wire.cut()
+                await set_standby(at, "")
+                assert isinstance(await asked, Applied)
+        assert rows(at, "SELECT position, order_id FROM events ORDER BY position") == [(1, "A1"), (2, "A2")]
+    finally:
+        server.stop()
+
+
+async def set_standby(at: Place, name: str) -> None:
+    """Set the standby that commits wait for; the server acts on it a moment later."""
+    raw = await asyncpg.connect(at.address)
+    await raw.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    await raw.execute("SELECT pg_reload_conf()")
+    await raw.close()
 
 
 SERVERS = {"postgresql": PostgresServer, "mariadb": MariadbServer}

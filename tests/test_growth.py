@@ -124,7 +124,7 @@ async def use_everything(at: Place, database: Database) -> None:
     await database.read(lambda connection: which_are_stored(connection, [order_id, "no"], ["key_1", "no"]))
     await database.read(lambda connection: order_job_and_lines(connection, "no", placing=True))
     last = Event(order_id, 1, created_at, "order.placed", Changes())
-    await database.write(partial(was_committed, position=1, event=last))
+    await database.write(partial(was_committed, event=last))
     committer = Committer(database, NoCache(), slot=7)
     committer.start()
     try:

@@ -188,24 +188,27 @@ class Committer:
         self._committed.clear()
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
-        batch = self._in_doubt = await apply(
-            connection, asked, slot=self._slot, announce=self._cache.expect_changes
-        )
-        # Inside the transaction: from its commit on, readers compare the cache with this position.
-        self._cache.expect_commit(batch.before, batch.after)
+        async def announce(batch: Batch) -> None:
+            self._in_doubt = batch
+            await self._cache.expect_changes(batch.changed)
+
+        after = await apply(connection, asked, slot=self._slot, announce=announce)
+        batch = self._in_doubt
+        assert batch is not None  # it was announced
+        # Where others are told by the position, inside the transaction: from its commit on, readers compare it.
+        self._cache.expect_commit(after - batch.events, after)
         return batch.outcomes
 
     async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:
         """Find out whether a commit that was never answered took place; if not, carry the batch out again."""
         batch = self._in_doubt
-        assert batch is not None  # it was applied before its commit was sent
+        assert batch is not None  # it was announced before its commit was sent
         log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
         while True:
             try:
-                committed = await self._database.write(
-                    partial(was_committed, position=batch.after, event=batch.last)
-                )
+                await self._database.rule_out(uncertain)
+                committed = await self._database.write(partial(was_committed, event=batch.last))
                 break
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:

@@ -148,9 +148,13 @@ class BrokerUnavailable(Unavailable):
 
 
 class CommitUncertain(Unavailable):
-    """The commit was sent but its outcome is not known; only a repeat with an Idempotency-Key is safe."""
+    """The commit was sent but its outcome is not known; only a repeat with an Idempotency-Key is safe.
+
+    `session` names the connection it was sent on, where the database may still be at it.
+    """
 
     retry_after_seconds = None
+    session: str | None = None
 
 
 class PaymentError(ExpediterError):

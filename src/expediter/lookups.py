@@ -64,8 +64,8 @@ _STORED_KEYS = select(schema.idempotency_keys.c.idempotency_key).where(
     schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
 )
 _LOCK_FEED = select(schema.feed.c.position).with_for_update()
-_EVENT_AT = select(schema.events.c.order_id, schema.events.c.number, schema.events.c.at).where(
-    schema.events.c.position == bindparam("position")
+_EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
+    schema.events.c.order_id == bindparam("order_id"), schema.events.c.number == bindparam("number")
 )
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
@@ -122,16 +122,16 @@ async def which_are_stored(connection: Connection, order_ids: list[str], keys: l
     return found
 
 
-async def was_committed(connection: Connection, position: int, event: Event | None) -> bool:
-    """Return whether a batch whose commit was never answered is in the database: its last event, at its position.
+async def was_committed(connection: Connection, event: Event | None) -> bool:
+    """Return whether a batch whose commit was never answered is in the database, by its last event.
 
     Waits, by the lock on the feed's row, until its transaction has ended one way or the other.
     """
     await connection.fetch(_LOCK_FEED)
     if event is None:
         return False
-    rows = await connection.fetch(_EVENT_AT, position=position)
-    return [tuple(row) for row in rows] == [(event.order_id, event.number, event.at)]
+    rows = await connection.fetch(_EVENT_AT, order_id=event.order_id, number=event.number)
+    return [tuple(row) for row in rows] == [(event.at, event.type)]
 
 
 async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, ...]:

@@ -79,38 +79,35 @@ _to_json = msgspec.json.Encoder().encode
 
 
 class Batch(NamedTuple):
-    """What a batch came to: an outcome per request, and the newest event's position before and after it.
+    """What a batch comes to, before it is written.
 
-    `last` is its own last event (None: it changed no order), by which one can tell later whether it was committed.
+    An outcome per request; the orders that were there before, with their versions now (NEVER: they are deleted);
+    the number of its events, and the last of them (None: it changes no order), by which one can tell later whether
+    it was committed.
     """
 
     outcomes: list[Outcome]
-    before: int
-    after: int
+    changed: list[tuple[str, int]]
+    events: int
     last: Event | None
 
 
 async def apply(
-    connection: Connection,
-    asked: Sequence[Asked],
-    *,
-    slot: int,
-    announce: Callable[[Sequence[tuple[str, int]]], Awaitable[None]],
-) -> Batch:
-    """Carry out a batch of requests.
+    connection: Connection, asked: Sequence[Asked], *, slot: int, announce: Callable[[Batch], Awaitable[None]]
+) -> int:
+    """Carry out a batch of requests; return the position of its newest event.
 
     A refused request is an ExpediterError in its place and changes nothing; the others are not affected.
-    `announce` is told which orders are about to change, and the versions that they will have (NEVER: none).
+    `announce` is told what is about to be written, and committed.
     """
     batch = _Batch(connection, await connection.now(), slot)
     await batch.load(asked)
     outcomes = [await batch.carry_out(request) for request in asked]
     await batch.add_lines(asked, outcomes)
     # Before the feed is locked: it takes a moment, and that lock keeps every other process waiting.
-    await announce(batch.changed)
-    after = await batch.write()
     last = batch.events[-1] if batch.events else None
-    return Batch(outcomes, after - len(batch.events), after, last)
+    await announce(Batch(outcomes, batch.changed, len(batch.events), last))
+    return await batch.write()
 
 
 class _Batch:

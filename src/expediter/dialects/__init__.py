@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql import Executable
 
-from expediter.errors import ConfigurationError
+from expediter.errors import CommitUncertain, ConfigurationError
 
 T = TypeVar("T")
 #: A row as the drivers give and take it: whole numbers, text and None, in the order of the table's columns.
@@ -50,7 +50,8 @@ class Connection(Protocol):
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """Insert rows without their first column, which goes on from the number in `last`; return the newest.
 
-        `last` is the column of a table of one row, which stays locked until the transaction ends.
+        `last` is the column of a table of one row, which stays locked until the transaction ends. Nothing may be
+        asked for after it: it may commit by itself, and then raises CommitUncertain as a commit does.
         """
 
     async def now(self) -> int:
@@ -80,11 +81,17 @@ class Database(Protocol):
     async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
         """Run `work` in a transaction and commit it; a collision with another transaction runs it again.
 
-        `begun` is called on the event loop when the transaction is open, before `work`: what it sets off runs
-        while `work` waits for the database. Where the transaction has a thread of its own, it is called at once.
+        `begun` is called on the event loop as soon as `work` has the database at work, so that what it sets off
+        runs meanwhile; where the transaction has a thread of its own, at once.
 
         Raises what `work` raises (nothing is stored then), DatabaseUnavailable (nothing is stored),
         ConstraintViolated (nothing is stored) or CommitUncertain. Cancelling the caller does not stop it.
+        """
+
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """Return once a transaction of unknown outcome has ended: what it did not store it never will.
+
+        Raises DatabaseUnavailable while that cannot be said.
         """
 
     async def read(self, work: Transaction[T]) -> T:

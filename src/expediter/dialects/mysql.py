@@ -194,6 +194,9 @@ class MysqlDatabase:
             raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
         return result
 
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """See Database. It holds the lock on the feed until it has ended, and whoever looks waits for that."""
+
     async def read(self, work: Transaction[T]) -> T:
         """See Database."""
         async with self._connection() as raw, raw.cursor() as cursor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
+import uuid_utils
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
@@ -26,6 +27,9 @@ CONNECTIONS_MAX = 10
 #: Seconds that connecting, and one statement, may take.
 CONNECT_SECONDS_MAX = 5.0
 STATEMENT_SECONDS_MAX = 30.0
+#: How often, and after how many seconds again, it is asked whether a broken connection's process has ended.
+ENDS_WITHIN_LOOKS = 50
+LOOK_AGAIN_SECONDS = 0.02
 #: From so many rows on, COPY: it has its own round trip, and costs less by the row.
 COPY_ROWS_MIN = 1000
 #: What the values of a column are sent as; the first kind that fits.
@@ -43,21 +47,44 @@ _REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError, asyn
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 #: Whole numbers and null are written alike in JSON and in PostgreSQL's arrays.
 _to_json = msgspec.json.Encoder().encode
+_END = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+
+class _Session(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that the server knows by a name of its own (`application_name`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.name = f"expediter {uuid_utils.uuid4().hex[:12]}"
 
 
 class PostgresConnection:
     """See Connection."""
 
-    def __init__(self, raw: Any, clock: ServerClock) -> None:
-        """Wrap a connection of the pool."""
+    def __init__(
+        self, raw: Any, clock: ServerClock, *, is_open: bool = False, begun: Callable[[], None] | None = None
+    ) -> None:
+        """Wrap a connection of the pool, in a transaction already (`is_open`) or not; `begun`: see write."""
+        #: Whether there is a transaction that has to be ended.
+        self.is_open = is_open
         self._raw = raw
         self._clock = clock
+        self._begun = begun
         #: Changes that were asked for and not sent yet, each with its rows.
         self._changes: list[tuple[_Change, Sequence[Row]]] = []
 
+    async def _begin(self) -> None:
+        """Open the transaction with its first statement; one that has no other needs none."""
+        if not self.is_open:
+            self.is_open = True
+            await self._raw.execute("BEGIN")
+            if self._begun is not None:
+                self._begun()
+
     async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
         """See Connection."""
+        await self._begin()
         await self.flush()
         text, arguments = _statements.bind(statement, values)
         rows: list[Row] = await self._raw.fetch(text, *arguments)
@@ -65,6 +92,7 @@ class PostgresConnection:
 
     async def run(self, statement: Executable, **values: Any) -> int:
         """See Connection."""
+        await self._begin()
         await self.flush()
         text, arguments = _statements.bind(statement, values)
         # The command's tag ends with the number of rows: "UPDATE 3".
@@ -74,6 +102,7 @@ class PostgresConnection:
     async def insert(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
         if len(rows) >= COPY_ROWS_MIN:
+            await self._begin()
             await self.flush()
             names = [column.name for column in table.columns]
             await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
@@ -94,25 +123,33 @@ class PostgresConnection:
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
-        # All in one statement with the changes before it; the number's row is locked last.
+        # All in one statement with the changes before it; the number's row is locked last. Where nothing was read
+        # before, that statement is the whole transaction, and commits by itself.
         changes, values = self._kept_back(returning=True)
         appending = _appending(last, table)
         text = appending.text(changes, len(values) + 1)
-        return int(await self._raw.fetchval(text, *values, len(rows), *appending.rows.arrays(rows)))
+        values += [len(rows), *appending.rows.arrays(rows)]
+        if self.is_open:
+            return int(await self._raw.fetchval(text, *values))
+        if self._begun is not None:
+            self._begun()
+        with _uncertain(self._raw):
+            return int(await self._raw.fetchval(text, *values))
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
         changes, values = self._kept_back()
         if changes:
+            await self._begin()
             *others, text = changes
             if others:
                 text = f"WITH {_named(others)} {text}"
             await self._raw.execute(text, *values)
 
-    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[str]]:
+    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[Any]]:
         changes, self._changes = self._changes, []
         texts: list[str] = []
-        values: list[str] = []
+        values: list[Any] = []
         for change, rows in changes:
             text = change.text(len(values) + 1)
             texts.append(f"{text} RETURNING 1" if returning else text)
@@ -230,22 +267,45 @@ def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
     return tuple(next(name for kind, name in _TYPES if isinstance(column.type, kind)) for column in columns)
 
 
+@contextmanager
+def _uncertain(raw: Any) -> Iterator[None]:
+    """Around what commits: if the connection breaks in it, nobody knows whether it took place."""
+    name = raw.name
+    try:
+        yield
+    except (*_BROKEN, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
+        _terminate(raw)
+        uncertain = CommitUncertain(f"The commit was sent, its outcome is not known: {error}")
+        uncertain.session = name
+        raise uncertain from error
+
+
+def _terminate(raw: Any) -> None:
+    with suppress(asyncpg.InterfaceError):  # it broke, and the pool has taken it back already
+        raw.terminate()
+
+
 async def _roll_back(raw: Any) -> None:
     try:
         await raw.execute("ROLLBACK")
     except (*_BROKEN, asyncpg.PostgresError):
         # The connection broke in the middle of a statement; with it the server ends the transaction.
-        raw.terminate()
+        _terminate(raw)
 
 
 #: Every statement of the service goes by an index. Without this, PostgreSQL would plan them while the tables are
 #: nearly empty, read these whole, and keep that plan while they grow, until it next gathers statistics
 #: (docs/decisions/013-plans-on-postgresql.md). Compiling a statement costs more here than it can save.
 _PLANNING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+_ISOLATION = "SET default_transaction_isolation = 'read committed'"
+#: Seconds after which a transaction whose client says nothing more is rolled back. A process asks for the next
+#: statement at once, unless it is gone unheard or stands still, and others may wait for what it has locked.
+IDLE_SECONDS_MAX = 10
+_IDLE = f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS_MAX}s'"
 
 
-async def _plan_by_indexes(raw: Any) -> None:
-    await raw.execute(_PLANNING)
+async def _prepare(raw: Any) -> None:
+    await raw.execute(f"SET application_name = '{raw.name}'; {_PLANNING}; {_ISOLATION}; {_IDLE}")
 
 
 async def _leave_as_it_is(raw: Any) -> None:
@@ -291,27 +351,36 @@ class PostgresDatabase:
         return await until_it_does_not_collide(once, _COLLISIONS)
 
     async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
+        connection = PostgresConnection(raw, self._clock, begun=begun)
         try:
-            await raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            if begun is not None:
-                begun()
-            connection = PostgresConnection(raw, self._clock)
             result = await work(connection)
             await connection.flush()
         except BaseException:
-            await _roll_back(raw)
+            if connection.is_open:
+                await _roll_back(raw)
             raise
-        try:
-            await raw.execute("COMMIT")
-        except (*_BROKEN, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
-            raw.terminate()
-            raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
+        if connection.is_open:
+            with _uncertain(raw):
+                await raw.execute("COMMIT")
         return result
+
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """See Database.
+
+        A server that lost its client goes on with the statement that it has, or that lies in its socket yet, and
+        commits it. So its process is ended, which one's own role may do.
+        """
+        for _ in range(ENDS_WITHIN_LOOKS):
+            async with self._connection() as raw:
+                if not await raw.fetchval(_END, uncertain.session):
+                    return
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        raise DatabaseUnavailable("The database is still at work on a transaction whose connection broke")
 
     async def read(self, work: Transaction[T]) -> T:
         """See Database."""
         async with self._connection() as raw, raw.transaction(isolation="repeatable_read", readonly=True):
-            return await work(PostgresConnection(raw, self._clock))
+            return await work(PostgresConnection(raw, self._clock, is_open=True))
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -338,8 +407,8 @@ class PostgresDatabase:
                         timeout=CONNECT_SECONDS_MAX,
                         command_timeout=STATEMENT_SECONDS_MAX,
                         statement_cache_size=512,
-                        server_settings={"application_name": "expediter"},
-                        init=_plan_by_indexes,
+                        connection_class=_Session,
+                        init=_prepare,
                         reset=_leave_as_it_is,
                     )
         return self._pool

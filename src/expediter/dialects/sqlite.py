@@ -187,6 +187,9 @@ class SqliteDatabase:
             begun()
         return await written
 
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """See Database. It ended in the writer's thread, before it was reported."""
+
     async def read(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
         """See Database."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
