@@ -139,9 +139,13 @@ class Shop:
         """Start a further working process."""
         return self._stack.enter_context(working(self.folder, **self.settings))
 
+    def _bugs(self) -> list[str]:
+        """Return what the serving processes logged as errors."""
+        return [line for door in self.doors for line in door.log if "[error" in line or line[:1] in " |T│╭"][:200]
+
     def assert_all_went_well(self, valid: int) -> None:
         """Assert that everything accepted is at rest, was charged once, and that the counters equal the rows."""
-        assert self.shoppers.wrong == []
+        assert not self.shoppers.wrong, "\n".join([*self.shoppers.wrong[:10], *self._bugs()])
         assert len(set(self.shoppers.accepted)) == len(self.shoppers.accepted) == valid
         at = self.at
         wait_until(lambda: rows(at, "SELECT count(*) FROM orders") == [(valid,)], REST_SECONDS)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +19,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import uuid_utils
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +27,9 @@ from auditing import wait_until
 from expediter.commands import CancelOrder, PlaceOrder
 from expediter.dialects import open_database, parse_url
 from expediter.errors import ConfigurationError, DatabaseUnavailable, DuplicateOrder
-from expediter.lookups import orders_with_lines
+from expediter.lookups import counters, orders_with_lines
 from expediter.migrations import upgrade
+from expediter.migrations.servers import upgrade_server
 from expediter.orders import Line, Order
 from expediter.requests import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from servers import MariadbServer, PostgresServer, Server
@@ -338,6 +343,36 @@ def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     server = SERVERS[request.param](tmp_path_factory.mktemp(request.param))
     yield server
     server.stop()
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+def test_a_server_that_hangs_up_at_once_is_unavailable(scheme: str) -> None:
+    """A server that takes a connection and drops it, as it does when it ends, is unavailable and no bug."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"{scheme}://user@127.0.0.1:{listening.getsockname()[1]}/orders"
+
+        async def knock() -> None:
+            database = open_database(address)
+            knocks = [database.read(counters) for _ in range(100)]
+            assert {type(answer) for answer in await asyncio.gather(*knocks, return_exceptions=True)} == {
+                DatabaseUnavailable
+            }
+            await database.close()
+
+        uvloop.run(knock())
+        for _ in range(20):
+            with pytest.raises(DatabaseUnavailable):
+                uvloop.run(upgrade_server(*parse_url(address)))
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 async def test_a_restarted_server_is_found_again(own_server: Server) -> None:

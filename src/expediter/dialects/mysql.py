@@ -211,9 +211,7 @@ class MysqlDatabase:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
         try:
-            pool = await self._open()
-            async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                raw = await pool.acquire()
+            raw, pool = await self._acquire()
             try:
                 yield raw
             finally:
@@ -228,6 +226,15 @@ class MysqlDatabase:
                 raise ConstraintViolated(str(error)) from error
             text = str(error) or type(error).__name__
             raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+
+    async def _acquire(self) -> tuple[Any, Any]:
+        try:
+            pool = await self._open()
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                return await pool.acquire(), pool
+        except RuntimeError as error:
+            # So the driver calls a connection that the server closed at once; it does as it ends or begins.
+            raise DatabaseUnavailable(f"The database cannot be used now: {error}") from error
 
     async def _open(self) -> Any:
         if self._pool is None:

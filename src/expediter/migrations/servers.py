@@ -30,7 +30,14 @@ async def upgrade_server(kind: str, url: URL) -> bool:
     try:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
             connection = await engine.connect()
-    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (
+        DBAPIError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        OSError,
+        TimeoutError,
+        RuntimeError,  # what MariaDB's driver raises where the server closes the connection at once
+    ) as error:
         await engine.dispose()
         cause = getattr(error, "orig", None) or error
         where = f"{url.host}:{url.port}" if url.port else url.host
