@@ -43,6 +43,8 @@ WAITING_ROUNDS_MAX = 20
 #: Pause after broker or database were not there, in seconds: it grows from one to the other.
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 2.0
+#: How often a message that failed in an unforeseen way is tried by itself before it is put aside: over 6 seconds.
+TRIES_ALONE = 6
 
 log = structlog.get_logger(__name__)
 
@@ -118,16 +120,30 @@ class Applier:
                 task.add_done_callback(self._waiting.discard)
 
     async def _take(self, deliveries: Sequence[Delivery]) -> None:
-        """Apply messages; one that fails in a way that nobody foresaw is put aside, and the others are not."""
+        """Apply messages; where that fails in a way that nobody foresaw, each by itself."""
         try:
             await self._apply(deliveries)
-        except Exception as error:
+        except Exception:
             log.exception("queued commands could not be applied", messages=len(deliveries))
-            if len(deliveries) == 1:
-                await self._put_aside(deliveries[0], f"{type(error).__name__}: {error}")
-                return
             for delivery in deliveries:
-                await self._take([delivery])
+                await self._take_alone(delivery)
+
+    async def _take_alone(self, delivery: Delivery) -> None:
+        """Apply one message: what was of the moment passes, and only what fails again and again is put aside."""
+        self._wait_aside()
+        pause = PAUSE_SECONDS_MIN
+        for tries_left in reversed(range(TRIES_ALONE)):
+            await self._rest(pause)
+            if self._stopping.is_set():
+                return  # the broker keeps it
+            pause *= 2
+            try:
+                await self._apply([delivery])
+                return
+            except Exception as error:
+                log.exception("a message could not be applied", tries_left=tries_left)
+                reason = f"{type(error).__name__}: {error}"
+        await self._put_aside(delivery, reason)
 
     async def _rest(self, seconds: float) -> None:
         try:
