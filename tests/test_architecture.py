@@ -120,7 +120,7 @@ EXACT_ROOMS = CORE
 #: Where everything may be caught and not raised again: "module:function" -> the reason why.
 ALLOWED_LAST_RESORT: dict[str, str] = {
     "committer:Committer.keep_house": "upkeep that fails once must not end for good; a minute later it goes on",
-    "applier:Applier._take": "what fails in an unforeseen way is tried by itself, and its neighbours do not suffer",
+    "applier:Applier._take": "what fails in an unforeseen way is tried by itself; its neighbours go on",
     "applier:Applier._take_alone": "what fails so again and again is put aside; what comes after it goes on",
     "worker:Worker._claim": "a worker that is gone claims nothing ever again; it is logged and tried again",
     "committer:Committer._run": "everyone in a broken batch must hear of it, and the next one must be carried out",
