@@ -44,6 +44,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "store": CORE | {"schema", "dialects", "rows", "backlog", "keys", "breakers", "requests", "resilience"},
     "lookups": CORE | {"schema", "dialects", "rows", "breakers", "requests", "resilience"},
     "maintenance": CORE | {"schema", "dialects", "keys", "requests"},
+    "archive": CORE | {"dialects", "maintenance"},
     "gathering": CORE,
     "redis_client": CORE,
     "cache": CORE | {"gathering", "redis_client"},
@@ -77,6 +78,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "service": CORE
     | {
         "accesslog",
+        "archive",
         "gathering",
         "processes",
         "listener",
@@ -94,7 +96,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"accepted", "applier", "brokers", "doctor", "hints", "intake", "temporary"},
     "testing": CORE,
     "cli": CORE
-    | {"settings", "telemetry", "background", "listener", "processes", "service", "__init__", "doctor"},
+    | {"settings", "telemetry", "background", "listener", "processes", "service", "__init__", "doctor", "archive"},
     "__main__": frozenset({"cli"}),
 }
 

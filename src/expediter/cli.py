@@ -77,7 +77,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(work)
 
 
-def _progress(*, total: int, what: str) -> tuple[Progress, Callable[[int], None]]:
+def _progress(*, total: int | None, what: str) -> tuple[Progress, Callable[[int], None]]:
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -367,6 +367,26 @@ def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
     found: list[int] = []
     _run(service.clear(settings, found.append))
     print(f"Removed {found[0]} orders")
+
+
+@app.command()
+def archive(
+    folder: Annotated[Path, typer.Argument(help="Where the file is made.")],
+    older_than: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Days that an order is at rest.")] = 90,
+) -> None:
+    """Move the history of orders long at rest out of the database into a file; the orders stay."""
+    from expediter import service
+    from expediter.archive import Archived
+
+    found: list[Archived] = []
+    progress, advance = _progress(total=None, what="Archiving")
+    with progress:
+        _run(service.move_to_archive(_settings(), folder, older_than, advance, found))
+    (moved,) = found
+    if moved.path is None:
+        print(f"No order with a history here has been at rest for {older_than:g} days")
+    else:
+        print(f"Moved {moved.events} events of {moved.orders} orders to {moved.path}")
 
 
 @cache_app.command("reset")

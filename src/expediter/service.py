@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import uuid_utils
 
@@ -19,6 +20,7 @@ from expediter import doctor, lookups
 from expediter.accepted import AcceptedOrders
 from expediter.accesslog import access_log
 from expediter.applier import Applier
+from expediter.archive import Archived, archive
 from expediter.brokers import Broker, Topic, open_broker
 from expediter.cache import Cache, open_cache
 from expediter.committer import Committer
@@ -373,6 +375,18 @@ async def clear(settings: Settings, report: Callable[[int], None]) -> None:
         if service.temporary is not None:
             await service.temporary.clear()
         report(removed)
+
+
+async def move_to_archive(
+    settings: Settings, folder: Path, days: float, advance: Callable[[int], None], found: list[Archived]
+) -> None:
+    """Move the history of orders at rest for `days` into a file in `folder`; add what was moved to `found`."""
+    database = open_database(settings.database)
+    try:
+        await asyncio.to_thread(upgrade, settings.database)
+        found.append(await archive(database, folder, days=days, advance=advance))
+    finally:
+        await database.close()
 
 
 async def reset_cache(settings: Settings) -> None:

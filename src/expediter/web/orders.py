@@ -36,10 +36,11 @@ class Accepted(msgspec.Struct, frozen=True):
     message: str
 
 
-class History(msgspec.Struct, frozen=True):
-    """The history of one order, numbered from 1 without gaps."""
+class History(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The history of one order, numbered without gaps, from 1 or after those that were moved to the archive."""
 
     events: list[EventDocument]
+    archived: int = 0
 
 
 def new_order_id() -> str:
@@ -241,7 +242,9 @@ async def order_events(call: Call, context: Context) -> Reply:
     order_id = path_order_id(call)
     call.query()
     rows = await context.queries.history(order_id)
-    return json_reply(200, History([event_document(row.number, row.at, row.type, row.data) for row in rows]))
+    events = [event_document(row.number, row.at, row.type, row.data) for row in rows]
+    archived = rows[0].number - 1 if rows else (await context.queries.order(order_id)).version
+    return json_reply(200, History(events, archived))
 
 
 def _both(rest: str = "") -> tuple[str, ...]:
