@@ -111,7 +111,7 @@ async def test_more_than_one_step(at: Place, tmp_path: Path) -> None:
 
 
 async def test_a_run_that_ended_before_it_removed_loses_nothing(at: Place, tmp_path: Path) -> None:
-    """After a crash between file and database every event is still there; an order that changed meanwhile stays."""
+    """After a crash between file and database nothing is gone; the history of an order that changed stays."""
     await make_orders(at)
     database = open_database(at.address)
     now = await database.read(lambda connection: connection.now())
