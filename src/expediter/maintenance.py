@@ -102,7 +102,10 @@ async def old_histories(connection: Connection, *, after: int, before: int) -> O
     versions: dict[str, int | None] = {row[0]: row[1] for row in rows}
     versions |= {row[0]: None for row in await connection.fetch(_LONG_DELETED, ids=ids, before=before)}
     rows = await connection.fetch(_HISTORIES, ids=list(versions)) if versions else []
-    events = [OldEvent(*row[:5], msgspec.Raw(row[5].encode())) for row in rows]
+    events = [
+        OldEvent(position, order_id, number, at, type, msgspec.Raw(data.encode()))
+        for position, order_id, number, at, type, data in rows
+    ]
     return OldHistories(sorted(events, key=lambda event: event.position), versions, oldest[-1][0])
 
 
