@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -22,11 +23,12 @@ import uuid_utils
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from auditing import wait_until
 from expediter.commands import CancelOrder, PlaceOrder
 from expediter.dialects import open_database, parse_url
-from expediter.errors import ConfigurationError, DatabaseUnavailable, DuplicateOrder
+from expediter.errors import CommitUncertain, ConfigurationError, DatabaseUnavailable, DuplicateOrder
 from expediter.lookups import counters, orders_with_lines
 from expediter.migrations import upgrade
 from expediter.migrations.servers import upgrade_server
@@ -324,6 +326,26 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
         assert rows(at, "SELECT position, order_id FROM events ORDER BY position") == [(1, "A1"), (2, "A2")]
     finally:
         server.stop()
+
+
+async def test_a_connection_that_broke_before_its_commit_is_no_bug(postgresql: Server) -> None:
+    """Where the server ends a connection between a statement and the commit, the database is unavailable."""
+    at = Place(postgresql.new_database(), postgresql)
+    database = open_database(at.address)
+    other = await asyncpg.connect(at.address)
+
+    async def work(connection: Any) -> None:
+        await connection.now()
+        ((pid,),) = await connection.fetch(text("SELECT pg_backend_pid()"))
+        await other.execute(f"SELECT pg_terminate_backend({pid})")
+        async with asyncio.timeout(10):
+            while connection._raw._con is not None:
+                await asyncio.sleep(0)
+
+    with pytest.raises((CommitUncertain, DatabaseUnavailable)):
+        await database.write(work)
+    await other.close()
+    await database.close()
 
 
 async def set_standby(at: Place, name: str) -> None:

@@ -270,7 +270,7 @@ def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
 @contextmanager
 def _uncertain(raw: Any) -> Iterator[None]:
     """Around what commits: if the connection breaks in it, nobody knows whether it took place."""
-    name = raw.name
+    name = getattr(raw, "name", None)  # one that has broken already is the pool's again, and has none
     try:
         yield
     except (*_BROKEN, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
