@@ -24,8 +24,8 @@ import msgspec
 import uuid_utils
 from sqlalchemy import bindparam, func, select, update
 
-from expediter import schema
-from expediter.commands import (
+from expediter.backends.databases import Connection, Row, open_database
+from expediter.orders.commands import (
     CancelOrder,
     ClaimJob,
     Command,
@@ -34,11 +34,9 @@ from expediter.commands import (
     RecordFulfilment,
     RecordPayment,
 )
-from expediter.decisions import decide
-from expediter.dialects import Connection, Row, open_database
-from expediter.events import Event
-from expediter.migrations import upgrade
-from expediter.orders import (
+from expediter.orders.decisions import decide
+from expediter.orders.events import Event
+from expediter.orders.order import (
     MICROSECONDS,
     Attempt,
     Job,
@@ -49,7 +47,9 @@ from expediter.orders import (
     gateway_key,
 )
 from expediter.payments.simulated import TOKEN_DECLINED
-from expediter.rows import count_job, count_order, job_row, line_row, order_row
+from expediter.store import schema
+from expediter.store.migrations import upgrade
+from expediter.store.rows import count_job, count_order, job_row, line_row, order_row
 
 #: Orders in one transaction.
 ORDERS_PER_TRANSACTION = 4_000

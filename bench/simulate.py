@@ -19,9 +19,9 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from expediter.committer import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
 from expediter.settings import Settings
-from expediter.worker import CLAIM_MAX
+from expediter.store.committer import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
+from expediter.work.worker import CLAIM_MAX
 
 
 def latency(part: str) -> tuple[float, ...]:

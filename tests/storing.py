@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expediter.cache import Cache, NoCache
-from expediter.commands import PlaceOrder
-from expediter.committer import Committer
-from expediter.dialects import Database, open_database
-from expediter.migrations import upgrade
-from expediter.orders import MICROSECONDS, Line, Stages
-from expediter.requests import Applied, Asked, ClaimDue, Claims, Outcome, Request
+from expediter.backends.cache import Cache, NoCache
+from expediter.backends.databases import Database, open_database
+from expediter.orders.commands import PlaceOrder
+from expediter.orders.order import MICROSECONDS, Line, Stages
+from expediter.store.committer import Committer
+from expediter.store.migrations import upgrade
+from expediter.store.submissions import Applied, Asked, ClaimDue, Claims, Outcome, Request
 from servers import Server
 
 LEASE = 30 * MICROSECONDS

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from expediter.commands import (
+from expediter.orders.commands import (
     CancelOrder,
     ChangeStatus,
     ClaimJob,
@@ -18,10 +18,10 @@ from expediter.commands import (
     ReleaseJob,
     RetryOrder,
 )
-from expediter.decisions import decide
-from expediter.drafts import Decision
-from expediter.events import Event, Placed
-from expediter.orders import Attempt, AttemptResult, Job, Line, Order, PaymentOutcome, Stages, Status
+from expediter.orders.decisions import decide
+from expediter.orders.draft import Decision
+from expediter.orders.events import Event, Placed
+from expediter.orders.order import Attempt, AttemptResult, Job, Line, Order, PaymentOutcome, Stages, Status
 
 SECOND = 1_000_000
 #: 2026-01-01 12:00:00 UTC, in microseconds.

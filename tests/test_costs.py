@@ -30,14 +30,14 @@ import msgspec
 import pytest
 import uvloop
 
-from expediter.cache import redis as shared_cache
-from expediter.cache.redis import RedisCache
-from expediter.commands import FulfilmentOutcome, RecordFulfilment, RecordPayment
-from expediter.committer import Committer
-from expediter.orders import PaymentOutcome
-from expediter.requests import Applied, Claimed, Outcome, Request
-from expediter.service import Service, open_service
+from expediter.backends.cache import redis as shared_cache
+from expediter.backends.cache.redis import RedisCache
+from expediter.orders.commands import FulfilmentOutcome, RecordFulfilment, RecordPayment
+from expediter.orders.order import PaymentOutcome
+from expediter.run.service import Service, open_service
 from expediter.settings import load_settings
+from expediter.store.committer import Committer
+from expediter.store.submissions import Applied, Claimed, Outcome, Request
 from expediter.web import create_app
 from expediter.web.context import Context
 from servers import RedisServer

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expediter.dialects import Connection, open_database
-from expediter.lookups import history
+from expediter.backends.databases import Connection, open_database
+from expediter.store.lookups import history
 from servers import Server
 from storing import Place, applied, ask, claimed, open_committer, place
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 
-from expediter.migrations import upgrade
+from expediter.store.migrations import upgrade
 
 BATCH_ORDERS = 100
 Rows = dict[str, list[tuple[Any, ...]]]

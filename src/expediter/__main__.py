@@ -1,5 +1,5 @@
 """`python -m expediter` is the command line."""
 
-from expediter.cli import main
+from expediter.run.cli import main
 
 main()

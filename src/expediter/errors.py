@@ -26,7 +26,7 @@ ExpediterError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
 │   └── FulfilmentUnavailable
 ├── ConstraintViolated     the database refused a row
-├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (background.py)
+├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (run/background.py)
 └── ConfigurationError     a setting is wrong; the message says which and what to do
 
 The HTTP status of each stands in one table in `web/problems.py`.

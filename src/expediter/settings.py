@@ -20,8 +20,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from expediter.errors import ConfigurationError
-from expediter.money import CURRENCY_DIGITS
-from expediter.orders import Stages
+from expediter.orders.money import CURRENCY_DIGITS
+from expediter.orders.order import Stages
 
 #: Where settings may stand besides the environment.
 _ENV_FILE = ".env"

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from expediter.errors import ConfigurationError
 from expediter.fulfilment.simulated import SimulatedFulfiller
-from expediter.orders import Line, Order
+from expediter.orders.order import Line, Order
 
 
 class Fulfiller(Protocol):

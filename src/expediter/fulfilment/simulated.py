@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from expediter.errors import FulfilmentUnavailable
-from expediter.orders import Line, Order
+from expediter.orders.order import Line, Order
 
 
 class SimulatedFulfiller:

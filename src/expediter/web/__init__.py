@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from expediter.errors import ExpediterError
-from expediter.web import admin, batch, ops, orders, pages, progress
+from expediter.web.api import admin, batch, ops, orders, pages, progress
 from expediter.web.context import Context
 from expediter.web.http import (
     BODY_BYTES_MAX,

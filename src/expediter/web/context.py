@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from expediter.brokers import Broker
-from expediter.cache import Cache
-from expediter.committer import Committer
-from expediter.intake import QueuedIntake
-from expediter.orders import MICROSECONDS
-from expediter.queries import Queries
+from expediter.backends.brokers import Broker
+from expediter.backends.cache import Cache
+from expediter.orders.order import MICROSECONDS
+from expediter.queued.intake import QueuedIntake
+from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Settings
-from expediter.temporary import TemporaryOrders
+from expediter.store.committer import Committer
+from expediter.store.queries import Queries
 
 
 @dataclass

@@ -13,7 +13,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from expediter.errors import BadRequest, Fault, InvalidInput
-from expediter.requests import Answer, IdempotencyKey
+from expediter.store.submissions import Answer, IdempotencyKey
 
 Header = tuple[bytes, bytes]
 

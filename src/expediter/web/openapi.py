@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from expediter import __version__
-from expediter.orders import RESERVED_IDS
+from expediter.orders.order import RESERVED_IDS
 from expediter.web.http import to_json
 from expediter.web.operations import Operation, Parameter
 from expediter.web.problems import Problem

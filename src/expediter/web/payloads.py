@@ -12,10 +12,10 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from expediter.commands import PlaceOrder
 from expediter.errors import BadRequest, Fault, InvalidInput
-from expediter.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS, MoneyError, format_minor, parse_minor
-from expediter.orders import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
+from expediter.orders.commands import PlaceOrder
+from expediter.orders.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS, MoneyError, format_minor, parse_minor
+from expediter.orders.order import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
 
 #: How deep a body may be nested.
 DEPTH_MAX = 32

@@ -1,0 +1,97 @@
+"""Brokers: what carries hints and queued commands between processes.
+
+A hint says that jobs are due; losing every hint costs latency and nothing else. A command is an order or a change
+that was accepted before it is in the database: it is published with the broker's own confirmation, and
+acknowledged only after the transaction that applied it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from expediter.errors import ConfigurationError
+
+
+class Topic(StrEnum):
+    """What a message is about; each topic is a queue of its own."""
+
+    HINTS = "hints"
+    COMMANDS = "commands"
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One message. `token` is the broker's own mark, by which the message is acknowledged.
+
+    `redelivered` says that it may have been received before.
+    """
+
+    token: object
+    body: bytes
+    redelivered: bool = False
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """Messages that wait or are being worked on, and messages that were put aside as unusable (dead)."""
+
+    waiting: int
+    dead: int
+
+
+class Broker(Protocol):
+    """A queue of messages for each topic; every message goes to one receiver, first in, first out.
+
+    Each method raises BrokerUnavailable when the broker cannot be used now; it reconnects by itself, for ever,
+    with bounded waits. Queues, streams and groups that vanished are made again.
+    """
+
+    #: What it is, for people: "Redis Streams at 127.0.0.1:6379/0". Never with a password.
+    name: str
+    #: Why it cannot be used; None while it works.
+    failing: str | None
+
+    async def publish(self, topic: Topic, body: bytes) -> None:
+        """Hand over a message. A command is stored by the broker, durably and confirmed, when this returns.
+
+        Raises BrokerUnavailable, also where it is not known whether the message was stored.
+        """
+
+    async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
+        """Return up to `limit` messages, or none after `wait_seconds` (2 at most) without one."""
+
+    async def acknowledge(self, topic: Topic, deliveries: Sequence[Delivery]) -> None:
+        """Remove messages for good; what is not acknowledged comes again, to somebody else if need be."""
+
+    async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
+        """Put a message aside among the dead, where a person can look at it: it can never be used."""
+
+    async def depth(self, topic: Topic) -> Depth:
+        """Return how many messages there are."""
+
+    async def durability(self) -> list[tuple[str, bool, str]]:
+        """Return what decides whether a confirmed command survives a power cut: (what, whether, what to do)."""
+
+    async def close(self) -> None:
+        """Give back what was received and not acknowledged, and close every connection."""
+
+
+def open_broker(url: str, *, queue_name: str) -> Broker | None:
+    """Return the broker at `url`, without connecting yet; None for an empty url: the database is the queue.
+
+    Raises ConfigurationError.
+    """
+    scheme = url.partition(":")[0]
+    if not url:
+        return None
+    if scheme in ("redis", "rediss", "unix"):
+        from expediter.backends.brokers.redis import RedisBroker
+
+        return RedisBroker(url)
+    if scheme in ("amqp", "amqps"):
+        from expediter.backends.brokers.rabbitmq import RabbitBroker
+
+        return RabbitBroker(url, queue_name=queue_name)
+    raise ConfigurationError("BROKER_URL must begin with redis://, rediss://, amqp:// or amqps://")

@@ -1,0 +1,128 @@
+"""Cached reads: documents of orders by version, and pages under a list version that every write retires."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A cached document of one order. `body` None says: known to be out of date."""
+
+    version: int
+    body: bytes | None
+
+
+#: Reads an order from the store; None: there is no such order.
+LoadOrder = Callable[[], Awaitable[Entry | None]]
+#: Reads a page from the store, and says whether it may be kept.
+LoadPage = Callable[[], Awaitable[tuple[bytes, bool]]]
+
+
+class Cache(Protocol):
+    """Where read documents are kept. Losing everything in it costs time and nothing else."""
+
+    #: What it is, for people.
+    name: str
+
+    @property
+    def failing(self) -> str | None:
+        """Why it cannot be used now, and what that means for readers; None while it works."""
+
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+        """Say that a commit of this process is about to give these orders these versions.
+
+        On SQLite it is awaited in the writer's thread.
+        """
+
+    def expect_commit(self, before: int, after: int) -> None:
+        """Say that this commit is about to move the newest event from `before` to `after`."""
+
+    def forget_commit(self, *, final: bool) -> None:
+        """Say that the expected commit failed, or that nobody knows; not `final`: it is being looked up."""
+
+    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
+        """Say that these orders now have these versions: older entries and all lists are out of date."""
+
+    async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
+        """Return the entry of an order, from `load` if need be."""
+
+    async def page(self, key: str, load: LoadPage) -> bytes:
+        """Return a page of the list, from `load` if need be; `key` is its limit and offset, as in `50:0`."""
+
+    async def reset(self) -> None:
+        """Forget everything, in every process. Raises Unavailable."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often the cache answered (`hits`) and did not (`misses`), in this process."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+class NoCache:
+    """Every read goes to the store."""
+
+    name = "off"
+    failing: str | None = None
+
+    def __init__(self) -> None:
+        """Nothing is kept."""
+        self._loads = 0
+
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+        """Nothing to retire."""
+
+    def expect_commit(self, before: int, after: int) -> None:
+        """Nothing to compare."""
+
+    def forget_commit(self, *, final: bool) -> None:
+        """Nothing to forget."""
+
+    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
+        """Nothing to retire."""
+
+    async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
+        """Return what `load` finds."""
+        self._loads += 1
+        return await load()
+
+    async def page(self, key: str, load: LoadPage) -> bytes:
+        """Return what `load` finds."""
+        self._loads += 1
+        return (await load())[0]
+
+    async def reset(self) -> None:
+        """Nothing to forget."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Every read is a miss."""
+        return {"hits": 0, "misses": self._loads}
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def open_cache(
+    *, url: str, disabled: bool, ttl_seconds: float, position_now: Callable[[], int] | None
+) -> Cache:
+    """Return the cache that the settings ask for: Redis at `url`, reachable or not, or in memory.
+
+    In memory only where it can tell that others have written. Raises ConfigurationError for a wrong `url`.
+    """
+    if url:
+        from expediter.backends.cache.redis import RedisCache
+
+        # Also while it is disabled here: other processes must hear of what this one changes.
+        shared = RedisCache(url, ttl_seconds=ttl_seconds, reading=not disabled)
+        await shared.start()
+        return shared
+    if disabled or position_now is None:
+        return NoCache()
+    from expediter.backends.cache.memory import MemoryCache
+
+    return MemoryCache(ttl_seconds=ttl_seconds, position_now=position_now)

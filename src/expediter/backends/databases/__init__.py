@@ -1,0 +1,158 @@
+"""All that differs between databases: addresses, connections, transactions, bulk statements, foreign errors.
+
+A transaction is an async function over a `Connection`. It is begun, committed and, where the database says that
+it collided with another one, tried again in one place per database; what it does is written once, in
+`store/transaction.py` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Column, Table
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.sql import Executable
+
+from expediter.errors import CommitUncertain, ConfigurationError
+
+T = TypeVar("T")
+#: A row as the drivers give and take it: whole numbers, text and None, in the order of the table's columns.
+Row = Sequence[Any]
+
+
+class Connection(Protocol):
+    """One connection inside one transaction.
+
+    Changes may reach the database later than they are asked for, several in one statement, but before the next
+    `fetch` or `run` and before the commit. So between two of those no two changes may be about the same row.
+    """
+
+    async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
+        """Return the rows of a Core statement; a list value fills an expanding `IN`."""
+
+    async def run(self, statement: Executable, **values: Any) -> int:
+        """Carry out a Core statement and return how many rows it changed."""
+
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """Insert rows, each as wide as the table, with as few statements as the database allows."""
+
+    async def add(self, table: Table, rows: Sequence[Row]) -> None:
+        """Insert rows whose last column is a sum; where the key exists, add to it instead."""
+
+    async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
+        """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
+
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """Delete the rows whose first column is one of these."""
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """Insert rows without their first column, which goes on from the number in `last`; return the newest.
+
+        `last` is the column of a table of one row, which stays locked until the transaction ends. Nothing may be
+        asked for after it: it may commit by itself, and then raises CommitUncertain as a commit does.
+        """
+
+    async def now(self) -> int:
+        """Return the database's time in microseconds since 1970: one clock for all processes.
+
+        It may be behind by what the database took to tell it (ServerClock), and is never ahead.
+        """
+
+
+Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
+
+
+class Database(Protocol):
+    """A database, and the connections to it."""
+
+    #: What an answered order survives when the settings are as they are in `power_safe`.
+    durability: str
+    #: The settings, by name, that make a commit survive a power cut.
+    power_safe: Mapping[str, str]
+
+    def describe(self) -> str:
+        """Return the database in a few words, for people; never its password."""
+
+    def position_reader(self) -> Callable[[], int] | None:
+        """Return what tells the position of the newest event at once, or None where that is a round trip."""
+
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
+        """Run `work` in a transaction and commit it; a collision with another transaction runs it again.
+
+        `begun` is called on the event loop as soon as `work` has the database at work, so that what it sets off
+        runs meanwhile; where the transaction has a thread of its own, at once.
+
+        Raises what `work` raises (nothing is stored then), DatabaseUnavailable (nothing is stored),
+        ConstraintViolated (nothing is stored) or CommitUncertain. Cancelling the caller does not stop it.
+        """
+
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """Return once a transaction of unknown outcome has ended: what it did not store it never will.
+
+        Raises DatabaseUnavailable while that cannot be said.
+        """
+
+    async def read(self, work: Transaction[T]) -> T:
+        """Run `work` on one consistent snapshot. Raises DatabaseUnavailable."""
+
+    async def durability_settings(self) -> dict[str, str]:
+        """Return what the database says of the settings that decide on durability, by their names."""
+
+    async def close(self) -> None:
+        """Finish what runs, then close every connection."""
+
+
+#: Every spelling that is understood, and the database that it means.
+_KINDS = {
+    "sqlite": "sqlite",
+    "postgres": "postgresql",
+    "postgresql": "postgresql",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+}
+
+
+def parse_url(address: str) -> tuple[str, URL]:
+    """Return which database an address means (`sqlite`, `postgresql`, `mysql`) and its parts.
+
+    A driver in the address (`postgresql+psycopg://`) is passed over: Expediter brings its own. Raises
+    ConfigurationError.
+    """
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(f"DATABASE_URL cannot be read: {error}") from error
+    kind = _KINDS.get(url.drivername.partition("+")[0])
+    if kind is None:
+        raise ConfigurationError(
+            f"DATABASE_URL begins with {url.drivername}://; it can begin with sqlite:///, postgresql:// or mysql://"
+        )
+    return kind, url
+
+
+def server_name(url: URL) -> str:
+    """Return host and port for people."""
+    return f"{url.host or 'localhost'}:{url.port}" if url.port else str(url.host or "localhost")
+
+
+def open_database(address: str) -> Database:
+    """Return the database that `address` names; nothing is opened yet. Raises ConfigurationError."""
+    kind, url = parse_url(address)
+    if kind == "postgresql":
+        from expediter.backends.databases.postgresql import PostgresDatabase
+
+        return PostgresDatabase(url)
+    if kind == "mysql":
+        from expediter.backends.databases.mysql import MysqlDatabase
+
+        return MysqlDatabase(url)
+    from expediter.backends.databases.sqlite import SqliteDatabase, database_path
+
+    path = database_path(url)
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"The folder of the database, {path.parent}, does not exist: create it, or change DATABASE_URL"
+        )
+    return SqliteDatabase(path)

@@ -1,0 +1,277 @@
+"""MariaDB and MySQL through asyncmy: a pool that heals, many rows a statement, collisions tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncmy
+from asyncmy import errors as mysql_errors
+from sqlalchemy import Column, Table
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import URL
+from sqlalchemy.sql import Executable
+
+from expediter.backends.databases import Row, T, Transaction, server_name
+from expediter.backends.databases.clock import ServerClock
+from expediter.backends.databases.collisions import until_it_does_not_collide
+from expediter.backends.databases.statements import Compiler
+from expediter.errors import (
+    CommitUncertain,
+    ConfigurationError,
+    ConstraintViolated,
+    DatabaseUnavailable,
+    ExpediterError,
+)
+
+#: Connections of one process, at most.
+CONNECTIONS_MAX = 10
+#: Seconds that connecting may take.
+CONNECT_SECONDS_MAX = 5.0
+#: Rows in one statement, at most: `max_allowed_packet` is 16 MiB, and a long order's event is some 200 KiB.
+ROWS_PER_STATEMENT_MAX = 50
+
+_statements = Compiler(mysql.dialect(paramstyle="pyformat"), lambda number: "%s")
+_TLS_MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+#: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
+_COLLISIONS = frozenset({1213, 1205, 1020, 1062})
+#: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
+_REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
+_NOW = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
+
+
+class _Collision(Exception):
+    """The transaction collided with another one."""
+
+
+class MysqlConnection:
+    """See Connection."""
+
+    def __init__(self, cursor: Any, clock: ServerClock) -> None:
+        """Wrap a cursor of a connection of the pool."""
+        self._cursor = cursor
+        self._clock = clock
+
+    async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
+        await self._cursor.execute(text, arguments)
+        return list(await self._cursor.fetchall())
+
+    async def run(self, statement: Executable, **values: Any) -> int:
+        """See Connection."""
+        text, arguments = _statements.bind(statement, values)
+        return int(await self._cursor.execute(text, arguments))
+
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        await self._insert(table, rows)
+
+    async def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
+        marks = f"({', '.join(['%s'] * len(table.columns))})"
+        for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
+            part = rows[start : start + ROWS_PER_STATEMENT_MAX]
+            text = f"INSERT INTO {table.name} VALUES {', '.join([marks] * len(part))} {upsert}"
+            await self._cursor.execute(text, [value for row in part for value in row])
+
+    async def add(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        value = list(table.columns)[-1].name
+        await self._insert(table, rows, f"ON DUPLICATE KEY UPDATE {value} = {value} + VALUES({value})")
+
+    async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
+        """See Connection. There is no UPDATE of many rows from values here, so it joins with a made-up table."""
+        names = [*columns, *keys]
+        first = ", ".join(f"%s AS c{number}" for number in range(len(names)))
+        other = ", ".join(["%s"] * len(names))
+        changes = ", ".join(f"t.{name} = v.c{number}" for number, name in enumerate(columns))
+        on = " AND ".join(f"t.{name} = v.c{number}" for number, name in enumerate(keys, len(columns)))
+        for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
+            part = rows[start : start + ROWS_PER_STATEMENT_MAX]
+            made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (len(part) - 1))
+            text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
+            await self._cursor.execute(text, [value for row in part for value in row])
+
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """See Connection."""
+        column, *_ = table.columns
+        marks = ", ".join(["%s"] * len(ids))
+        await self._cursor.execute(f"DELETE FROM {table.name} WHERE {column.name} IN ({marks})", list(ids))
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """See Connection. There is no RETURNING here: LAST_INSERT_ID(x) comes back with the statement's answer."""
+        name = last.name
+        text = f"UPDATE {last.table.name} SET {name} = LAST_INSERT_ID({name} + %s)"
+        await self._cursor.execute(text, [len(rows)])
+        newest = int(self._cursor.lastrowid)
+        first = newest - len(rows) + 1
+        await self._insert(table, [(first + index, *row) for index, row in enumerate(rows)])
+        return newest
+
+    async def now(self) -> int:
+        """See Connection."""
+        return await self._clock.now(self._ask_the_time)
+
+    async def _ask_the_time(self) -> int:
+        await self._cursor.execute(_NOW)
+        return int((await self._cursor.fetchone())[0])
+
+
+def tls_of(url: URL) -> ssl.SSLContext | None:
+    """Return how `?ssl_mode=` and `?ssl_ca=` ask for TLS; None: not at all.
+
+    REQUIRED encrypts, VERIFY_CA checks the certificate, VERIFY_IDENTITY (what `ssl_ca` alone asks for) the name in
+    it, too. Raises ConfigurationError.
+    """
+    unknown = sorted(url.query.keys() - {"ssl_mode", "ssl_ca"})
+    authorities = url.query.get("ssl_ca")
+    mode = url.query.get("ssl_mode") or ("VERIFY_IDENTITY" if authorities else "DISABLED")
+    if unknown or mode not in _TLS_MODES or isinstance(authorities, tuple):
+        raise ConfigurationError(
+            f"DATABASE_URL: {', '.join(unknown) or 'ssl_mode'} is not understood; for MariaDB and MySQL there are "
+            f"ssl_ca (a file) and ssl_mode ({', '.join(_TLS_MODES)})"
+        )
+    if mode == "DISABLED":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"DATABASE_URL: ssl_ca={authorities} cannot be read: {error}") from error
+    context.check_hostname = mode == "VERIFY_IDENTITY"
+    if mode == "REQUIRED":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class MysqlDatabase:
+    """A MariaDB or MySQL database (InnoDB); READ COMMITTED, with explicit locks and compare-and-set."""
+
+    durability = "power-safe"
+    power_safe: Mapping[str, str] = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1"}
+
+    def __init__(self, url: URL) -> None:
+        """Remember the address; nothing is opened yet. Raises ConfigurationError."""
+        tls_of(url)
+        self._url = url
+        self._pool: Any = None
+        self._opening = asyncio.Lock()
+        self._clock = ServerClock()
+
+    def describe(self) -> str:
+        """See Database."""
+        return f"MariaDB/MySQL, {server_name(self._url)}/{self._url.database or ''}"
+
+    def position_reader(self) -> Callable[[], int] | None:
+        """See Database: here it would be a round trip."""
+        return None
+
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
+        """See Database."""
+
+        async def once() -> T:
+            async with self._connection() as raw:
+                return await self._transaction(raw, work, begun)
+
+        return await until_it_does_not_collide(once, (_Collision,))
+
+    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
+        await raw.begin()
+        try:
+            if begun is not None:
+                begun()
+            async with raw.cursor() as cursor:
+                result = await work(MysqlConnection(cursor, self._clock))
+        except BaseException:
+            if raw.connected:
+                await raw.rollback()
+            raise
+        try:
+            await raw.commit()
+        except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
+            raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
+        return result
+
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """See Database. It holds the lock on the feed until it has ended, and whoever looks waits for that."""
+
+    async def read(self, work: Transaction[T]) -> T:
+        """See Database."""
+        async with self._connection() as raw, raw.cursor() as cursor:
+            await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+            try:
+                return await work(MysqlConnection(cursor, self._clock))
+            finally:
+                if raw.connected:
+                    await raw.rollback()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            raw, pool = await self._acquire()
+            try:
+                yield raw
+            finally:
+                pool.release(raw)
+        except (ExpediterError, _Collision):
+            raise
+        except (mysql_errors.MySQLError, OSError, TimeoutError) as error:
+            code = error.args[0] if error.args else 0
+            if code in _COLLISIONS:
+                raise _Collision(str(error)) from error
+            if code in _REFUSALS:
+                raise ConstraintViolated(str(error)) from error
+            text = str(error) or type(error).__name__
+            raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+
+    async def _acquire(self) -> tuple[Any, Any]:
+        try:
+            pool = await self._open()
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                return await pool.acquire(), pool
+        except RuntimeError as error:
+            # So the driver calls a connection that the server closed at once; it does as it ends or begins.
+            raise DatabaseUnavailable(f"The database cannot be used now: {error}") from error
+
+    async def _open(self) -> Any:
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await asyncmy.create_pool(
+                        host=self._url.host or "localhost",
+                        port=self._url.port or 3306,
+                        user=self._url.username or "root",
+                        password=self._url.password or "",
+                        db=self._url.database,
+                        ssl=tls_of(self._url),
+                        charset="utf8mb4",
+                        minsize=1,
+                        maxsize=CONNECTIONS_MAX,
+                        connect_timeout=CONNECT_SECONDS_MAX,
+                        autocommit=False,
+                        # Affected rows are those found, not those changed: compare-and-set counts on it.
+                        client_flag=2,
+                        init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+                    )
+        return self._pool
+
+    async def durability_settings(self) -> dict[str, str]:
+        """See Database."""
+        found = {}
+        async with self._connection() as raw, raw.cursor() as cursor:
+            for name in self.power_safe:
+                await cursor.execute(f"SELECT @@GLOBAL.{name}")
+                told = str((await cursor.fetchone())[0])
+                # Some versions say ON where others say 1.
+                found[name] = {"ON": "1", "OFF": "0"}.get(told, told)
+            await raw.rollback()
+        return found
+
+    async def close(self) -> None:
+        """See Database."""
+        if self._pool is not None:
+            self._pool.close()
+            await self._pool.wait_closed()

@@ -1,0 +1,427 @@
+"""PostgreSQL through asyncpg: a pool that heals, COPY for rows, collisions tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+import uuid_utils
+from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import URL
+from sqlalchemy.sql import Executable
+
+from expediter.backends.databases import Row, T, Transaction, server_name
+from expediter.backends.databases.clock import ServerClock
+from expediter.backends.databases.collisions import until_it_does_not_collide
+from expediter.backends.databases.statements import Compiler
+from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
+
+#: Connections of one process, at most.
+CONNECTIONS_MAX = 10
+#: Seconds that connecting, and one statement, may take.
+CONNECT_SECONDS_MAX = 5.0
+STATEMENT_SECONDS_MAX = 30.0
+#: How often, and after how many seconds again, it is asked whether a broken connection's process has ended.
+ENDS_WITHIN_LOOKS = 50
+LOOK_AGAIN_SECONDS = 0.02
+#: From so many rows on, COPY: it has its own round trip, and costs less by the row.
+COPY_ROWS_MIN = 1000
+#: What the values of a column are sent as; the first kind that fits.
+_TYPES = ((SmallInteger, "smallint"), (BigInteger, "bigint"), (Integer, "integer"), (String, "text"))
+
+_statements = Compiler(postgresql.dialect(paramstyle="pyformat"), lambda number: f"${number}")  # type: ignore[no-untyped-call]
+_COLLISIONS = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    # Two processes placed the same id or used the same key: the second try finds what the other one stored.
+    asyncpg.UniqueViolationError,
+)
+_REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError, asyncpg.DataError)
+#: What a connection raises that broke while it was used.
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+#: Whole numbers and null are written alike in JSON and in PostgreSQL's arrays.
+_to_json = msgspec.json.Encoder().encode
+_END = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
+_NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+
+class _Session(asyncpg.Connection):  # type: ignore[misc]
+    """A connection that the server knows by a name of its own (`application_name`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.name = f"expediter {uuid_utils.uuid4().hex[:12]}"
+
+
+class PostgresConnection:
+    """See Connection."""
+
+    def __init__(
+        self, raw: Any, clock: ServerClock, *, is_open: bool = False, begun: Callable[[], None] | None = None
+    ) -> None:
+        """Wrap a connection of the pool, in a transaction already (`is_open`) or not; `begun`: see write."""
+        #: Whether there is a transaction that has to be ended.
+        self.is_open = is_open
+        self._raw = raw
+        self._clock = clock
+        self._begun = begun
+        #: Changes that were asked for and not sent yet, each with its rows.
+        self._changes: list[tuple[_Change, Sequence[Row]]] = []
+
+    async def _begin(self) -> None:
+        """Open the transaction with its first statement; one that has no other needs none."""
+        if not self.is_open:
+            self.is_open = True
+            await self._raw.execute("BEGIN")
+            if self._begun is not None:
+                self._begun()
+
+    async def fetch(self, statement: Executable, **values: Any) -> list[Row]:
+        """See Connection."""
+        await self._begin()
+        await self.flush()
+        text, arguments = _statements.bind(statement, values)
+        rows: list[Row] = await self._raw.fetch(text, *arguments)
+        return rows
+
+    async def run(self, statement: Executable, **values: Any) -> int:
+        """See Connection."""
+        await self._begin()
+        await self.flush()
+        text, arguments = _statements.bind(statement, values)
+        # The command's tag ends with the number of rows: "UPDATE 3".
+        count = (await self._raw.execute(text, *arguments)).rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    async def insert(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        if len(rows) >= COPY_ROWS_MIN:
+            await self._begin()
+            await self.flush()
+            names = [column.name for column in table.columns]
+            await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
+        else:
+            self._changes.append((_insertion(table), rows))
+
+    async def add(self, table: Table, rows: Sequence[Row]) -> None:
+        """See Connection."""
+        self._changes.append((_addition(table), rows))
+
+    async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
+        """See Connection."""
+        self._changes.append((_update(table, tuple(columns), tuple(keys)), rows))
+
+    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+        """See Connection."""
+        self._changes.append((_removal(table), [(each,) for each in ids]))
+
+    async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
+        """See Connection."""
+        # All in one statement with the changes before it; the number's row is locked last. Where nothing was read
+        # before, that statement is the whole transaction, and commits by itself.
+        changes, values = self._kept_back(returning=True)
+        appending = _appending(last, table)
+        text = appending.text(changes, len(values) + 1)
+        values += [len(rows), *appending.rows.arrays(rows)]
+        if self.is_open:
+            return int(await self._raw.fetchval(text, *values))
+        if self._begun is not None:
+            self._begun()
+        with _uncertain(self._raw):
+            return int(await self._raw.fetchval(text, *values))
+
+    async def flush(self) -> None:
+        """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
+        changes, values = self._kept_back()
+        if changes:
+            await self._begin()
+            *others, text = changes
+            if others:
+                text = f"WITH {_named(others)} {text}"
+            await self._raw.execute(text, *values)
+
+    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[Any]]:
+        changes, self._changes = self._changes, []
+        texts: list[str] = []
+        values: list[Any] = []
+        for change, rows in changes:
+            text = change.text(len(values) + 1)
+            texts.append(f"{text} RETURNING 1" if returning else text)
+            values += change.arrays(rows)
+        return texts, values
+
+    async def now(self) -> int:
+        """See Connection."""
+        return await self._clock.now(self._ask_the_time)
+
+    async def _ask_the_time(self) -> int:
+        return int(await self._raw.fetchval(_NOW))
+
+
+class _Change(NamedTuple):
+    """A statement about many rows, around the lists of their values: one list a column, of these types."""
+
+    before: str
+    types: tuple[str, ...]
+    after: str
+
+    def text(self, first: int) -> str:
+        """Return the statement; its values are numbered from `first` on."""
+        lists = ", ".join([f"${number}::text::{kind}[]" for number, kind in enumerate(self.types, first)])
+        return f"{self.before}{lists}{self.after}"
+
+    def arrays(self, rows: Sequence[Row]) -> list[str]:
+        """Return the values of the statement for these rows."""
+        if not rows:
+            return ["{}"] * len(self.types)
+        return [_array(kind, values) for kind, values in zip(self.types, zip(*rows, strict=True), strict=True)]
+
+
+def _array(kind: str, values: Sequence[Any]) -> str:
+    """Return values as PostgreSQL writes an array; the driver's own way with lists takes twice the time.
+
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    if kind != "text":
+        return f"{{{_to_json(values)[1:-1].decode()}}}"
+    quoted = [
+        "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for value in values
+    ]
+    return f"{{{','.join(quoted)}}}"
+
+
+@cache
+def _insertion(table: Table) -> _Change:
+    return _Change(f"INSERT INTO {table.name} SELECT * FROM unnest(", _types(table.columns), ")")
+
+
+@cache
+def _addition(table: Table) -> _Change:
+    *key, value = (column.name for column in table.columns)
+    more = f"{value} = {table.name}.{value} + excluded.{value}"
+    before, types, after = _insertion(table)
+    return _Change(before, types, f"{after} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {more}")
+
+
+@cache
+def _update(table: Table, columns: tuple[str, ...], keys: tuple[str, ...]) -> _Change:
+    names = (*columns, *keys)
+    changes = ", ".join(f"{name} = v.{name}" for name in columns)
+    where = " AND ".join(f"t.{name} = v.{name}" for name in keys)
+    types = _types([table.columns[name] for name in names])
+    before = f"UPDATE {table.name} t SET {changes} FROM unnest("
+    return _Change(before, types, f") AS v({', '.join(names)}) WHERE {where}")
+
+
+@cache
+def _removal(table: Table) -> _Change:
+    column, *_ = table.columns
+    return _Change(f"DELETE FROM {table.name} WHERE {column.name} = ANY(", _types([column]), ")")
+
+
+def _named(changes: Sequence[str]) -> str:
+    return ", ".join([f"c{number} AS ({change})" for number, change in enumerate(changes)])
+
+
+class _Appending(NamedTuple):
+    """A statement that makes changes, then moves a number on by a count and inserts as many rows up to it."""
+
+    number: str
+    source: str
+    table: str
+    names: str
+    rows: _Change
+
+    def text(self, changes: Sequence[str], first: int) -> str:
+        """Return the statement after `changes`; its own values are the count, `first`, and the rows."""
+        count = f"${first}::bigint"
+        # The number's row stays locked from here to the commit, and other processes wait for it. Left to itself
+        # PostgreSQL would begin with it; a condition that counts what the changes return has it done after them.
+        made = " + ".join([f"(SELECT count(*) FROM c{number})" for number in range(len(changes))])
+        parts = [_named(changes)] if changes else []
+        parts += [
+            f"moved AS (UPDATE {self.source} SET {self.number} = {self.number} + {count}"
+            f"{f' WHERE {made} >= 0' if made else ''} RETURNING {self.number} AS newest)",
+            f"appended AS (INSERT INTO {self.table} SELECT newest - {count} + nth, {self.names} "
+            f"FROM moved, {self.rows.text(first + 1)})",
+        ]
+        return f"WITH {', '.join(parts)} SELECT newest FROM moved"
+
+
+@cache
+def _appending(last: Column[int], table: Table) -> _Appending:
+    _, *columns = table.columns
+    names = ", ".join(column.name for column in columns)
+    rows = _Change("unnest(", _types(columns), f") WITH ORDINALITY AS v({names}, nth)")
+    return _Appending(last.name, last.table.name, table.name, names, rows)
+
+
+def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
+    return tuple(next(name for kind, name in _TYPES if isinstance(column.type, kind)) for column in columns)
+
+
+@contextmanager
+def _uncertain(raw: Any) -> Iterator[None]:
+    """Around what commits: if the connection breaks in it, nobody knows whether it took place."""
+    name = getattr(raw, "name", None)  # one that has broken already is the pool's again, and has none
+    try:
+        yield
+    except (*_BROKEN, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
+        _terminate(raw)
+        uncertain = CommitUncertain(f"The commit was sent, its outcome is not known: {error}")
+        uncertain.session = name
+        raise uncertain from error
+
+
+def _terminate(raw: Any) -> None:
+    with suppress(asyncpg.InterfaceError):  # it broke, and the pool has taken it back already
+        raw.terminate()
+
+
+async def _roll_back(raw: Any) -> None:
+    try:
+        await raw.execute("ROLLBACK")
+    except (*_BROKEN, asyncpg.PostgresError):
+        # The connection broke in the middle of a statement; with it the server ends the transaction.
+        _terminate(raw)
+
+
+#: Every statement of the service goes by an index. Without this, PostgreSQL would plan them while the tables are
+#: nearly empty, read these whole, and keep that plan while they grow, until it next gathers statistics
+#: (docs/decisions/013-plans-on-postgresql.md). Compiling a statement costs more here than it can save.
+_PLANNING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+_ISOLATION = "SET default_transaction_isolation = 'read committed'"
+#: Seconds after which a transaction whose client says nothing more is rolled back. A process asks for the next
+#: statement at once, unless it is gone unheard or stands still, and others may wait for what it has locked.
+IDLE_SECONDS_MAX = 10
+_IDLE = f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS_MAX}s'"
+
+
+async def _prepare(raw: Any) -> None:
+    await raw.execute(f"SET application_name = '{raw.name}'; {_PLANNING}; {_ISOLATION}; {_IDLE}")
+
+
+async def _leave_as_it_is(raw: Any) -> None:
+    """Reset nothing between two uses: nothing is set, listened to or locked beyond a transaction here.
+
+    The driver's own reset is one more round trip before each answer.
+    """
+
+
+def dsn_of(url: URL) -> str:
+    """Return the address as the driver reads it, with sslmode, sslrootcert and whatever else libpq knows."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+class PostgresDatabase:
+    """A PostgreSQL database; READ COMMITTED, with explicit locks and compare-and-set."""
+
+    durability = "power-safe"
+    power_safe: Mapping[str, str] = {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"}
+
+    def __init__(self, url: URL) -> None:
+        """Remember the address; nothing is opened yet."""
+        self._url = url
+        self._pool: Any = None
+        self._opening = asyncio.Lock()
+        self._clock = ServerClock()
+
+    def describe(self) -> str:
+        """See Database."""
+        return f"PostgreSQL, {server_name(self._url)}/{self._url.database or ''}"
+
+    def position_reader(self) -> Callable[[], int] | None:
+        """See Database: here it would be a round trip."""
+        return None
+
+    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
+        """See Database."""
+
+        async def once() -> T:
+            async with self._connection() as raw:
+                return await self._transaction(raw, work, begun)
+
+        return await until_it_does_not_collide(once, _COLLISIONS)
+
+    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
+        connection = PostgresConnection(raw, self._clock, begun=begun)
+        try:
+            result = await work(connection)
+            await connection.flush()
+        except BaseException:
+            if connection.is_open:
+                await _roll_back(raw)
+            raise
+        if connection.is_open:
+            with _uncertain(raw):
+                await raw.execute("COMMIT")
+        return result
+
+    async def rule_out(self, uncertain: CommitUncertain) -> None:
+        """See Database.
+
+        A server that lost its client goes on with the statement that it has, or that lies in its socket yet, and
+        commits it. So its process is ended, which one's own role may do.
+        """
+        for _ in range(ENDS_WITHIN_LOOKS):
+            async with self._connection() as raw:
+                if not await raw.fetchval(_END, uncertain.session):
+                    return
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        raise DatabaseUnavailable("The database is still at work on a transaction whose connection broke")
+
+    async def read(self, work: Transaction[T]) -> T:
+        """See Database."""
+        async with self._connection() as raw, raw.transaction(isolation="repeatable_read", readonly=True):
+            return await work(PostgresConnection(raw, self._clock, is_open=True))
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            pool = await self._open()
+            async with pool.acquire(timeout=CONNECT_SECONDS_MAX) as raw:
+                yield raw
+        except (ExpediterError, *_COLLISIONS):
+            raise
+        except _REFUSALS as error:
+            raise ConstraintViolated(str(error)) from error
+        except (*_BROKEN, asyncpg.PostgresError) as error:
+            text = str(error) or type(error).__name__
+            raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+
+    async def _open(self) -> Any:
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await asyncpg.create_pool(
+                        dsn_of(self._url),
+                        min_size=1,
+                        max_size=CONNECTIONS_MAX,
+                        timeout=CONNECT_SECONDS_MAX,
+                        command_timeout=STATEMENT_SECONDS_MAX,
+                        statement_cache_size=512,
+                        connection_class=_Session,
+                        init=_prepare,
+                        reset=_leave_as_it_is,
+                    )
+        return self._pool
+
+    async def durability_settings(self) -> dict[str, str]:
+        """See Database."""
+        found = {}
+        async with self._connection() as raw:
+            for name in ("synchronous_commit", "fsync", "full_page_writes"):
+                found[name] = str(await raw.fetchval(f"SHOW {name}"))
+        return found
+
+    async def close(self) -> None:
+        """See Database."""
+        if self._pool is not None:
+            await self._pool.close()

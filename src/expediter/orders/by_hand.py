@@ -1,0 +1,159 @@
+"""What people do to an order by hand: move it, cancel it, retry it, delete it."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from expediter.errors import Conflict, IllegalTransition, MoneyInFlight, PreconditionFailed
+from expediter.orders.draft import FENCES_PER_VERSION, Decision, Draft
+from expediter.orders.events import Changes
+from expediter.orders.order import TRANSITIONS, JobKind, Order, PaymentOutcome, PaymentStatus, Stages, Status
+
+
+def check_version(order: Order, if_version: int | None) -> None:
+    """Raise PreconditionFailed unless the order has this version (None: any)."""
+    if if_version is not None and if_version != order.version:
+        raise PreconditionFailed(order.order_id, order.version)
+
+
+def legal_moves(order: Order) -> list[Status]:
+    """Return where this very order may go: the table's moves, less those that its road and payment rule out."""
+    return [move for move in Status if move in TRANSITIONS[order.status] and _fits(order, move)]
+
+
+def _fits(order: Order, move: Status) -> bool:
+    nothing_to_pay = order.payment_status is PaymentStatus.NOT_REQUIRED
+    match move:
+        case Status.PAYMENT_PROCESSING:
+            return not nothing_to_pay
+        case Status.PROCESSING if order.stages is Stages.PAYMENT:
+            return False
+        case Status.PROCESSING if order.status is Status.PENDING:
+            return nothing_to_pay
+        case _:
+            return True
+
+
+def _check_move(draft: Draft, wanted: Status) -> None:
+    order, job = draft.order, draft.job
+    legal = legal_moves(order)
+    if wanted not in legal:
+        raise IllegalTransition(order.order_id, order.status, wanted, legal)
+    # A parked charge of unknown outcome is for a person to look up; what they found they say by the status.
+    settled = job is not None and job.dead_at is not None and wanted in (Status.CONFIRMED, Status.PAYMENT_FAILED)
+    if not settled:
+        _check_money(order, f"become {wanted}")
+
+
+def _check_money(order: Order, what: str) -> None:
+    if order.money_in_flight:
+        raise MoneyInFlight(
+            f"Order {order.order_id} cannot {what} while the outcome of a charge or refund is open; try again"
+        )
+
+
+def change_status(draft: Draft, wanted: Status) -> None:
+    """Move the order to `wanted`, with all that the move brings with it."""
+    _check_move(draft, wanted)
+    started = draft.order.processing_started_at or draft.now
+    match wanted:
+        case Status.CANCELLED:
+            _cancel(draft)
+        case Status.PAYMENT_PROCESSING:
+            changes = Changes(
+                status=wanted,
+                payment_status=PaymentStatus.PENDING,
+                processing_started_at=started,
+                last_error=None,
+            )
+            draft.change("payment.requested", changes)
+            draft.next_job(JobKind.CHARGE)
+        case Status.PROCESSING:
+            draft.start_fulfilment()
+            draft.next_job(JobKind.FULFIL)
+        case Status.CONFIRMED:
+            _confirm_by_hand(draft)
+        case Status.PAYMENT_FAILED:
+            _fail_payment_by_hand(draft)
+        case Status.COMPLETED:
+            draft.change("order.completed", Changes(status=wanted, completed_at=draft.now, last_error=None))
+            draft.job = None
+        case Status.FAILED:
+            draft.change("fulfilment.failed", Changes(status=wanted, last_error="failed by hand"))
+            draft.job = None
+
+
+def _confirm_by_hand(draft: Draft) -> None:
+    """Payment was settled outside the gateway, or by the gateway in a charge that somebody has looked up there."""
+    found = draft.order.payment_status is PaymentStatus.UNKNOWN
+    if found:
+        draft.end_attempt(PaymentOutcome.SUCCEEDED, None, "settled by hand")
+    # What was settled outside, the gateway cannot refund: nothing is due from it or to it.
+    paid = PaymentStatus.PAID if found else PaymentStatus.NOT_REQUIRED
+    event = "payment.succeeded" if found else "payment.waived"
+    changes = Changes(status=Status.CONFIRMED, payment_status=paid, last_error=None)
+    if draft.order.stages is Stages.PAYMENT:
+        draft.change(event, replace(changes, completed_at=draft.now))
+        draft.job = None
+    else:
+        draft.change(event, changes)
+        draft.next_job(JobKind.FULFIL)
+
+
+def _fail_payment_by_hand(draft: Draft) -> None:
+    settled = draft.order.payment_status is PaymentStatus.UNKNOWN
+    if settled:
+        draft.end_attempt(PaymentOutcome.DECLINED, None, "settled by hand")
+    changes = Changes(
+        status=Status.PAYMENT_FAILED,
+        payment_status=PaymentStatus.DECLINED,
+        generation=draft.order.generation + settled,
+        last_error="failed by hand",
+    )
+    draft.change("payment.failed", changes)
+    draft.job = None
+
+
+def cancel(draft: Draft) -> None:
+    """Cancel the order; what was charged is refunded."""
+    _check_move(draft, Status.CANCELLED)
+    _cancel(draft)
+
+
+def _cancel(draft: Draft) -> None:
+    changes = Changes(status=Status.CANCELLED, cancelled_at=draft.now)
+    if draft.order.payment_status is PaymentStatus.PAID:
+        # A cancelled order is not a completed one, even where `confirmed` was the end of its road.
+        draft.change(
+            "order.cancelled",
+            replace(changes, payment_status=PaymentStatus.REFUND_PENDING, completed_at=None),
+        )
+        draft.next_job(JobKind.REFUND)
+    else:
+        draft.change("order.cancelled", replace(changes, completed_at=None))
+        draft.job = None
+
+
+def retry(draft: Draft) -> None:
+    """Take up what failed or was parked."""
+    order, job = draft.order, draft.job
+    if job is not None and job.dead_at is not None:
+        draft.change("job.revived", Changes(last_error=None))
+        fence = draft.order.version * FENCES_PER_VERSION
+        draft.job = replace(job, dead_at=None, due_at=draft.now, claims=0, failures=0, fence=fence)
+    elif order.status is Status.PAYMENT_FAILED:
+        change_status(draft, Status.PAYMENT_PROCESSING)
+    elif order.status is Status.FAILED:
+        change_status(draft, Status.PROCESSING)
+    else:
+        raise Conflict(f"Order {order.order_id} is {order.status}; only a failed or parked order can be retried")
+
+
+def delete(draft: Draft) -> Decision:
+    """Remove the order, unless money is in flight or was taken for nothing yet."""
+    order = draft.order
+    _check_money(order, "be deleted")
+    if order.payment_status is PaymentStatus.PAID and not (order.at_rest and order.completed_at):
+        raise MoneyInFlight(f"Order {order.order_id} is paid and not complete: cancel it before deleting it")
+    draft.change("order.deleted", Changes())
+    return Decision(None, None, draft.events)

@@ -1,0 +1,44 @@
+"""Made-up orders, for filling a database and for trying things out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from expediter.orders.commands import PlaceOrder
+from expediter.orders.order import Line, Stages
+
+_MENU = (
+    ("item_001", "Burger", 1299),
+    ("item_002", "Fries", 349),
+    ("item_003", "Lemonade", 275),
+    ("item_004", "Salad", 890),
+    ("item_005", "Soup of the day", 640),
+    ("item_006", "Pizza Margherita", 1050),
+    ("item_007", "Tiramisu", 580),
+    ("item_008", "Espresso", 240),
+)
+
+
+def sample_order(
+    random: Random, new_id: Callable[[], str], *, currency: str, stages: Stages, metadata: str = "{}"
+) -> PlaceOrder:
+    """Return a command for an order of one to four priced lines by one of 500 customers."""
+    chosen = random.sample(_MENU, random.randint(1, 4))
+    lines = tuple(
+        Line(number, item_id, name, random.randint(1, 3), price)
+        for number, (item_id, name, price) in enumerate(chosen, 1)
+    )
+    return PlaceOrder(
+        order_id=new_id(),
+        fresh=True,
+        customer_id=f"customer_{random.randint(1, 500)}",
+        customer_name=None,
+        currency=currency,
+        total_minor=sum(line.quantity * (line.price_minor or 0) for line in lines),
+        priced=True,
+        lines=lines,
+        metadata=metadata,
+        payment_token=None,
+        stages=stages,
+    )

@@ -1,0 +1,299 @@
+"""The group commit: the one road on which every write reaches the database.
+
+While one transaction runs, the next batch gathers; there is no timer and no added delay. Whoever asks waits until
+the transaction that carries the request has been committed, and learns its own outcome only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from expediter.backends.cache import Cache
+from expediter.backends.databases import Connection, Database
+from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
+from expediter.store.lookups import was_committed
+from expediter.store.maintenance import clear, remove_expired_keys, retire_caches
+from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
+from expediter.store.transaction import Batch, apply
+
+#: Requests in one transaction, at most.
+BATCH_REQUESTS_MAX = 256
+#: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
+SETTLE_SECONDS_MAX = 10.0
+SETTLE_AGAIN_SECONDS = 0.2
+#: Seconds that the answers of a committed batch may wait for the next one to be under way.
+TELL_SECONDS_MAX = 0.002
+#: Requests that may wait for their transaction; one more is refused with Overloaded.
+QUEUE_REQUESTS_MAX = 10_000
+#: Pause between two rounds of housekeeping, in seconds.
+HOUSEKEEPING_SECONDS = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    asked: Sequence[Asked]
+    done: asyncio.Future[list[Outcome]]
+
+
+class Committer:
+    """Gathers requests into transactions. Use one per process, from one event loop."""
+
+    def __init__(self, database: Database, cache: Cache, *, slot: int) -> None:
+        """`slot` (0-63) is the process's own row of each counter."""
+        self._database = database
+        self._cache = cache
+        self._slot = slot
+        self._queue: deque[_Group] = deque()
+        self._queued = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[list[Applied]], None]] = []
+        self._in_doubt: Batch | None = None
+        #: What is committed, and not told yet to those who asked for it.
+        self._committed: list[tuple[list[_Group], list[Outcome]]] = []
+        self._late: asyncio.TimerHandle | None = None
+        self._stopping = False
+        #: Why the last transaction was not stored; None when it was.
+        self.failing: str | None = None
+        self.commits = 0
+        self.requests = 0
+
+    def on_commit(self, listener: Callable[[list[Applied]], None]) -> None:
+        """Call `listener` with the applied changes after each commit, on the event loop."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.create_task(self._run(), name="committer")
+
+    async def stop(self) -> None:
+        """Commit what was asked for so far, then stop."""
+        if self._task is not None:
+            self._stopping = True
+            self._wake.set()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def submit(self, request: Request) -> Outcome:
+        """Carry out one request; see `submit_all`."""
+        return (await self.submit_all((request,)))[0]
+
+    async def submit_all(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Carry out the requests in one transaction and return their outcomes, refusals included.
+
+        Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
+        away changes nothing: what it asked for is carried out all the same.
+        """
+        if self._queued + len(asked) > QUEUE_REQUESTS_MAX:
+            raise Overloaded(f"{self._queued} requests wait to be stored; try again")
+        return await self._enqueue(asked)
+
+    async def submit_patiently(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
+        while self._queued + len(asked) > QUEUE_REQUESTS_MAX:
+            self._room.clear()
+            await self._room.wait()
+        return await self._enqueue(asked)
+
+    def _enqueue(self, asked: Sequence[Asked]) -> asyncio.Future[list[Outcome]]:
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Group(asked, done))
+        self._queued += len(asked)
+        self._wake.set()
+        return done
+
+    async def _run(self) -> None:
+        while self._queue or not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                groups = self._next_batch()
+                try:
+                    await self._commit(groups)
+                except Exception as error:
+                    # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
+                    self._give_up(groups, error)
+                    log.exception("a batch failed")
+            if self._stopping:
+                self._wake.set()
+
+    def _next_batch(self) -> list[_Group]:
+        groups: list[_Group] = []
+        size = 0
+        while self._queue and (not groups or size + len(self._queue[0].asked) <= BATCH_REQUESTS_MAX):
+            group = self._queue.popleft()
+            groups.append(group)
+            size += len(group.asked)
+        self._queued -= size
+        self._room.set()
+        return groups
+
+    async def _commit(self, groups: list[_Group]) -> None:
+        asked = [request for group in groups for request in group.asked]
+        try:
+            outcomes = await self._database.write(partial(self._apply, asked), begun=self._tell)
+        except CommitUncertain as error:
+            self._cache.forget_commit(final=False)
+            await self._settle(groups, error)
+        except ConstraintViolated as error:
+            self._cache.forget_commit(final=True)
+            await self._divide(groups, error)
+        except Unavailable as error:
+            self._give_up(groups, error)
+        else:
+            await self._succeed(groups, outcomes)
+
+    def _give_up(self, groups: list[_Group], error: Exception) -> None:
+        self._tell()
+        self._cache.forget_commit(final=True)
+        self.failing = str(error)
+        _fail(groups, error)
+
+    async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+        self.failing = None
+        self.commits += 1
+        self.requests += len(outcomes)
+        await self._publish(outcomes)
+        self._committed.append((groups, outcomes))
+        if not self._queue:
+            self._tell()
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(TELL_SECONDS_MAX, self._tell)
+
+    def _tell(self) -> None:
+        """Answer whoever is in a committed batch.
+
+        Where another batch waits, only once that one has begun: encoding and sending the answers is work for the
+        time in which the database is at work (docs/decisions/015-answers-while-the-next-commits.md).
+        """
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        for groups, outcomes in self._committed:
+            start = 0
+            for group in groups:
+                end = start + len(group.asked)
+                if not group.done.done():
+                    group.done.set_result(outcomes[start:end])
+                start = end
+        self._committed.clear()
+
+    async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
+        async def announce(batch: Batch) -> None:
+            self._in_doubt = batch
+            await self._cache.expect_changes(batch.changed)
+
+        after = await apply(connection, asked, slot=self._slot, announce=announce)
+        batch = self._in_doubt
+        assert batch is not None  # it was announced
+        # Where others are told by the position, inside the transaction: from its commit on, readers compare it.
+        self._cache.expect_commit(after - batch.events, after)
+        return batch.outcomes
+
+    async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:
+        """Find out whether a commit that was never answered took place; if not, carry the batch out again."""
+        batch = self._in_doubt
+        assert batch is not None  # it was announced before its commit was sent
+        log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
+        while True:
+            try:
+                await self._database.rule_out(uncertain)
+                committed = await self._database.write(partial(was_committed, event=batch.last))
+                break
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    self._give_up(groups, uncertain)
+                    return
+                await asyncio.sleep(SETTLE_AGAIN_SECONDS)
+        if committed:
+            await self._succeed(groups, batch.outcomes)
+        else:
+            await self._commit(groups)
+
+    async def keep_house(self) -> None:
+        """Remove what has expired, now and then, for ever."""
+        while True:
+            try:
+                removed = await self.housekeep()
+            except ExpediterError as error:
+                log.warning("expired idempotency keys could not be removed", error=str(error))
+                removed = 0
+            except Exception:
+                # A bug, then, which the log shows whole: upkeep that fails once must not end for good.
+                log.exception("expired idempotency keys could not be removed")
+                removed = 0
+            await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
+
+    async def housekeep(self) -> int:
+        """Remove some expired idempotency keys; return how many."""
+        return await self._database.write(remove_expired_keys)
+
+    async def clear(
+        self, key: IdempotencyKey | None = None, word: Callable[[int], Answer] | None = None
+    ) -> int | Replayed:
+        """Remove every order; return how many there were, or the kept answer of an earlier call with this key.
+
+        `word` makes of the number the answer that is kept.
+        """
+        removed = await self._database.write(partial(clear, key=key, word=word))
+        await self._cache.reset()
+        return removed
+
+    async def retire_caches(self) -> None:
+        """Make every process on this database drop what it has cached."""
+        await self._database.write(retire_caches)
+        await self._cache.reset()
+
+    async def _divide(self, groups: list[_Group], error: ConstraintViolated) -> None:
+        """Find the request that the database refuses, and spare the others."""
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            await self._commit(groups[:middle])
+            await self._commit(groups[middle:])
+        elif len(groups[0].asked) > 1:
+            await self._divide_group(groups[0])
+        else:
+            log.error("the database refused a request", error=str(error))
+            _fail(groups, error)
+
+    async def _divide_group(self, group: _Group) -> None:
+        loop = asyncio.get_running_loop()
+        parts = [_Group((request,), loop.create_future()) for request in group.asked]
+        outcomes: list[Outcome] = []
+        for part in parts:
+            await self._commit([part])
+            self._tell()
+            error = part.done.exception()
+            if error is None:
+                outcomes += part.done.result()
+            else:
+                outcomes.append(error if isinstance(error, ExpediterError) else ExpediterError(str(error)))
+        if not group.done.done():
+            group.done.set_result(outcomes)
+
+    async def _publish(self, outcomes: Sequence[Outcome]) -> None:
+        changes = [outcome for outcome in outcomes if isinstance(outcome, Applied)]
+        for outcome in outcomes:
+            if isinstance(outcome, Claims):
+                changes += [Applied(order) for order in outcome.changed]
+        if not changes:
+            return
+        await self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
+        for listener in self._listeners:
+            listener(changes)
+
+
+def _fail(groups: list[_Group], error: Exception) -> None:
+    for group in groups:
+        if not group.done.done():
+            group.done.set_exception(error)

@@ -1,0 +1,60 @@
+"""Idempotency keys: the answers that are kept under them, in the transactions that they caused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import bindparam, delete, select
+
+from expediter.backends.databases import Connection
+from expediter.errors import IdempotencyMismatch
+from expediter.store import schema
+from expediter.store.submissions import Answer, IdempotencyKey, Replayed
+
+#: An answer and what identifies the request that it was given to.
+Kept = tuple[str, Answer]
+
+_LOAD_KEYS = select(schema.idempotency_keys).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True)),
+    schema.idempotency_keys.c.expires_at > bindparam("now"),
+)
+REMOVE_KEYS = delete(schema.idempotency_keys).where(
+    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
+)
+_REMOVE_EXPIRED = REMOVE_KEYS.where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
+
+_to_json = msgspec.json.Encoder().encode
+
+
+async def load_answers(connection: Connection, keys: list[str], now: int) -> dict[str, Kept]:
+    """Return what is kept under these keys, by key."""
+    rows = await connection.fetch(_LOAD_KEYS, ids=keys, now=now)
+    return {row[0]: (row[1], Answer(row[2], msgspec.json.decode(row[3]), row[4])) for row in rows}
+
+
+def replay_answer(key: IdempotencyKey, kept: Kept) -> Replayed:
+    """Return the kept answer. Raises IdempotencyMismatch if it was given to another request."""
+    fingerprint, answer = kept
+    if fingerprint != key.fingerprint:
+        raise IdempotencyMismatch("This Idempotency-Key was used before with another request")
+    return Replayed(answer)
+
+
+async def keep_answers(connection: Connection, answers: Sequence[tuple[IdempotencyKey, Answer]], now: int) -> None:
+    """Keep these answers until their time is over."""
+    rows = [
+        (
+            key.key,
+            key.fingerprint,
+            answer.status_code,
+            _to_json(answer.headers).decode(),
+            answer.body,
+            now + key.keep,
+        )
+        for key, answer in answers
+    ]
+    # An expired row of the same key may still be there. One that is not expired is another process's, which was
+    # faster: inserting beside it collides, and the next try finds its answer.
+    await connection.run(_REMOVE_EXPIRED, ids=[row[0] for row in rows], now=now)
+    await connection.insert(schema.idempotency_keys, rows)

@@ -1,0 +1,164 @@
+"""Upkeep of the store: removing what has expired, what goes into the archive, and everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from sqlalchemy import bindparam, delete, func, select, update
+
+from expediter.backends.databases import Connection
+from expediter.store import schema
+from expediter.store.idempotency import REMOVE_KEYS, keep_answers, load_answers, replay_answer
+from expediter.store.submissions import Answer, IdempotencyKey, Replayed
+
+#: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
+EXPIRED_KEYS_PER_BATCH = 500
+_EXPIRED_KEYS = (
+    select(schema.idempotency_keys.c.idempotency_key)
+    .where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
+    .limit(EXPIRED_KEYS_PER_BATCH)
+)
+_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
+
+
+async def remove_expired_keys(connection: Connection) -> int:
+    """Remove up to EXPIRED_KEYS_PER_BATCH idempotency keys whose time is over; return how many."""
+    rows = await connection.fetch(_EXPIRED_KEYS, now=await connection.now())
+    if rows:
+        await connection.run(REMOVE_KEYS, ids=[row[0] for row in rows])
+    return len(rows)
+
+
+#: Events that one step of archiving looks at, at most; it moves the whole history of the orders they are about.
+OLD_EVENTS_PER_BATCH = 500
+_OLDEST_EVENTS = (
+    select(schema.events.c.position, schema.events.c.order_id, schema.events.c.at)
+    .where(schema.events.c.position > bindparam("after"))
+    .order_by(schema.events.c.position)
+    .limit(OLD_EVENTS_PER_BATCH)
+)
+_AT_REST = (
+    select(schema.orders.c.order_id, schema.orders.c.version)
+    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(
+        schema.orders.c.order_id.in_(bindparam("ids", expanding=True)),
+        schema.orders.c.updated_at < bindparam("before"),
+        schema.jobs.c.order_id.is_(None),
+    )
+)
+_LONG_DELETED = select(schema.deleted_orders.c.order_id).where(
+    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True)),
+    schema.deleted_orders.c.deleted_at < bindparam("before"),
+)
+_HISTORIES = select(schema.events).where(schema.events.c.order_id.in_(bindparam("ids", expanding=True)))
+_LOCK_ORDERS = (
+    select(schema.orders.c.order_id, schema.orders.c.version)
+    .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+    .with_for_update()
+)
+_REMOVE_HISTORIES = delete(schema.events).where(schema.events.c.order_id.in_(bindparam("ids", expanding=True)))
+
+
+class OldEvent(msgspec.Struct, frozen=True):
+    """One event as it is stored: `at` in microseconds since 1970, `data` the JSON of it."""
+
+    position: int
+    order_id: str
+    number: int
+    at: int
+    type: str
+    data: msgspec.Raw
+
+
+class OldHistories(msgspec.Struct, frozen=True):
+    """Histories that may be moved: their events, and the version of each order (None: it is deleted).
+
+    The next step begins `after` this position.
+    """
+
+    events: list[OldEvent]
+    versions: dict[str, int | None]
+    after: int
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """How much was removed."""
+
+    orders: int
+    events: int
+
+
+async def old_histories(connection: Connection, *, after: int, before: int) -> OldHistories | None:
+    """Return the histories of orders at rest, or deleted, since before `before` that have events beyond `after`.
+
+    None: there are no more events that old.
+    """
+    oldest = [row for row in await connection.fetch(_OLDEST_EVENTS, after=after) if row[2] < before]
+    if not oldest:
+        return None
+    ids = list(dict.fromkeys(row[1] for row in oldest))
+    rows = await connection.fetch(_AT_REST, ids=ids, before=before)
+    versions: dict[str, int | None] = {row[0]: row[1] for row in rows}
+    versions |= {row[0]: None for row in await connection.fetch(_LONG_DELETED, ids=ids, before=before)}
+    rows = await connection.fetch(_HISTORIES, ids=list(versions)) if versions else []
+    events = [
+        OldEvent(position, order_id, number, at, type, msgspec.Raw(data.encode()))
+        for position, order_id, number, at, type, data in rows
+    ]
+    return OldHistories(sorted(events, key=lambda event: event.position), versions, oldest[-1][0])
+
+
+async def remove_histories(connection: Connection, *, versions: Mapping[str, int | None]) -> Moved:
+    """Remove every event of these orders, except of those that have changed since they had these versions."""
+    rows = await connection.fetch(_LOCK_ORDERS, ids=list(versions))
+    unchanged = [row[0] for row in rows if versions[row[0]] == row[1]]
+    # An id is used once: what is deleted stays as it is.
+    unchanged += [order_id for order_id, version in versions.items() if version is None]
+    if not unchanged:
+        return Moved(0, 0)
+    return Moved(len(unchanged), await connection.run(_REMOVE_HISTORIES, ids=unchanged))
+
+
+_EVERYTHING = (
+    schema.jobs,
+    schema.payment_attempts,
+    schema.order_lines,
+    schema.orders,
+    schema.events,
+    schema.idempotency_keys,
+    schema.counters,
+    schema.deleted_orders,
+)
+_CLOSE_BREAKER = update(schema.circuit_breakers).values(
+    failures=0, open_until=None, probe_holder=None, probe_until=None, version=schema.circuit_breakers.c.version + 1
+)
+_COUNT_ORDERS = select(func.count()).select_from(schema.orders)
+_EMPTY = tuple(delete(table) for table in _EVERYTHING)
+
+
+async def clear(
+    connection: Connection, *, key: IdempotencyKey | None, word: Callable[[int], Answer] | None
+) -> int | Replayed:
+    """Remove every order and everything that belongs to one; return how many orders there were.
+
+    With a key that is known already nothing is removed; otherwise what `word` says is kept under it. The feed's
+    position goes on, so that readers of the feed and caches notice. Raises IdempotencyMismatch.
+    """
+    now = await connection.now()
+    if key is not None:
+        known = await load_answers(connection, [key.key], now)
+        if key.key in known:
+            return replay_answer(key, known[key.key])
+    orders = int((await connection.fetch(_COUNT_ORDERS))[0][0])
+    for statement in (*_EMPTY, _CLOSE_BREAKER):
+        await connection.run(statement)
+    if key is not None and word is not None:
+        await keep_answers(connection, [(key, word(orders))], now)
+    await retire_caches(connection)
+    return orders
+
+
+async def retire_caches(connection: Connection) -> int:
+    """Move the feed's position on without an event: whoever compares it drops what it has cached."""
+    return await connection.run(_ADVANCE_FEED)

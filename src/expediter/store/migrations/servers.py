@@ -1,0 +1,102 @@
+"""The upgrade of a database on a server; `upgrade` imports it only where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from expediter.backends.databases.mysql import tls_of
+from expediter.backends.databases.postgresql import dsn_of
+from expediter.errors import ConfigurationError, DatabaseUnavailable
+from expediter.store.migrations import HEAD, run_steps
+
+#: Seconds that connecting to a database server may take.
+CONNECT_SECONDS_MAX = 5.0
+#: The name of the lock that one upgrade at a time holds on a database server.
+_LOCK_NAME = "expediter-upgrade"
+_LOCK_NUMBER = 6_720_412
+
+
+async def upgrade_server(kind: str, url: URL) -> bool:
+    """Take the database at `url` to the newest step; see `upgrade`. `kind`: postgresql or mysql."""
+    url = url.set(drivername=f"{kind}+asyncpg" if kind == "postgresql" else f"{kind}+asyncmy")
+    engine = _engine(url)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            connection = await engine.connect()
+    except (
+        DBAPIError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        OSError,
+        TimeoutError,
+        RuntimeError,  # what MariaDB's driver raises where the server closes the connection at once
+    ) as error:
+        await engine.dispose()
+        cause = getattr(error, "orig", None) or error
+        where = f"{url.host}:{url.port}" if url.port else url.host
+        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {cause}") from error
+    try:
+        if await connection.run_sync(_step_of_server) == HEAD:
+            return False
+        await _lock_server(connection, url.get_backend_name())
+        if await connection.run_sync(_step_of_server) == HEAD:
+            return False
+        if url.get_backend_name() != "postgresql":
+            await _check_triggers(connection)
+        await connection.run_sync(run_steps)
+        await connection.commit()
+        return True
+    finally:
+        await connection.close()
+        await engine.dispose()
+
+
+def _engine(url: URL) -> AsyncEngine:
+    """Return an engine that connects as the service itself does, with the same TLS."""
+    if url.get_backend_name() == "postgresql":
+        return create_async_engine(
+            url.set(query={}), poolclass=NullPool, async_creator=lambda: asyncpg.connect(dsn_of(url))
+        )
+    context = tls_of(url)
+    arguments = {} if context is None else {"ssl": context}
+    return create_async_engine(url.set(query={}), poolclass=NullPool, connect_args=arguments)
+
+
+async def _check_triggers(connection: AsyncConnection) -> None:
+    """Raise ConfigurationError where MariaDB or MySQL would refuse a trigger in the midst of the upgrade."""
+    row = (
+        await connection.execute(text("SELECT @@GLOBAL.log_bin, @@GLOBAL.log_bin_trust_function_creators"))
+    ).one()
+    grants = [str(grant[0]) for grant in await connection.execute(text("SHOW GRANTS"))]
+    await connection.rollback()
+    may = any("ALL PRIVILEGES ON *.*" in grant or "SUPER" in grant for grant in grants)
+    if row[0] and not row[1] and not may:
+        raise ConfigurationError(
+            "The database keeps a binary log and lets only administrators make triggers: set "
+            "log_bin_trust_function_creators=1 there, or run `expediter db upgrade` once as an administrator"
+        )
+
+
+async def _lock_server(connection: AsyncConnection, kind: str) -> None:
+    """Take the upgrade's lock; it goes with the connection."""
+    if kind == "postgresql":
+        await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK_NUMBER})"))
+    else:
+        await connection.execute(text(f"SELECT GET_LOCK('{_LOCK_NAME}', 600)"))
+    await connection.commit()
+
+
+def _step_of_server(connection: Connection) -> str | None:
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        connection.rollback()
+        return None
+    row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+    connection.rollback()
+    return str(row[0]) if row else None

@@ -1,0 +1,249 @@
+"""Cached reads: one order, a page, the summary, and waiting for a change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from expediter.backends.batching import Gatherer
+from expediter.backends.cache import Cache, Entry
+from expediter.backends.databases import Connection, Database
+from expediter.errors import OrderNotFound
+from expediter.orders.documents import order_document
+from expediter.orders.order import Attempt, Job, Order, Status
+from expediter.orders.resilience import Breaker
+from expediter.store import lookups
+from expediter.store.jobs import Backlog, backlog
+from expediter.store.lookups import HistoryRow
+from expediter.store.submissions import Applied, PageQuery
+
+#: How often a waiting reader looks at the store for itself, in seconds: another process may have made the change.
+WAIT_LOOK_SECONDS = 0.25
+#: Bytes of the documents of one page, at most; the next page goes on from there.
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+#: Orders whose lines are read at once: each may have 2,000.
+ORDERS_PER_LOOK = 25
+#: Such reads under way at once.
+LOOKS_AT_ONCE = 4
+#: Orders whose readers may wait at once; one more is answered at once.
+WAITERS_MAX = 10_000
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page: the documents, how many there are in all (None: not counted), and where the next page begins."""
+
+    documents: list[msgspec.Raw]
+    total: int | None
+    after: tuple[int, str] | None
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """The jobs, all counters, and the ids that were asked for, as they were at one moment."""
+
+    backlog: Backlog
+    counters: dict[str, int]
+    ids: dict[Status, list[str]]
+
+
+class Accepted(Protocol):
+    """What was accepted and may not be stored yet."""
+
+    async def order(self, order_id: str, stored: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
+        """Return an order as it is `stored`, or as it was accepted if that is newer; None: there is none."""
+
+    async def pending(self, order_ids: Sequence[str]) -> set[str]:
+        """Return which of these are known to be accepted and not known to be stored."""
+
+    async def until_stored(self, order_id: str) -> None:
+        """Return when an accepted order is stored, or if it is not an accepted one."""
+
+
+class NothingAccepted:
+    """Every order is stored before it is answered."""
+
+    async def order(self, order_id: str, stored: Callable[[], Awaitable[Entry | None]]) -> Entry | None:
+        """Return the order as it is stored."""
+        return await stored()
+
+    async def pending(self, order_ids: Sequence[str]) -> set[str]:
+        """No order waits."""
+        return set()
+
+    async def until_stored(self, order_id: str) -> None:
+        """Every order is stored."""
+
+
+class Queries:
+    """Reads for the web; never older than what this process has seen committed."""
+
+    def __init__(self, database: Database, cache: Cache, accepted: Accepted) -> None:
+        """Read from `database`, through `cache`; `accepted` knows what is not stored yet."""
+        self._database = database
+        self._cache = cache
+        self._accepted = accepted
+        self._details: Gatherer[str, Entry | None] = Gatherer(
+            self._load_all, items_max=ORDERS_PER_LOOK, rounds_max=LOOKS_AT_ONCE
+        )
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._stopping = False
+
+    async def waiting(self, order_ids: Sequence[str]) -> set[str]:
+        """Return which of these were accepted into the queue and are not stored yet."""
+        return await self._accepted.pending(order_ids)
+
+    async def order(self, order_id: str, *, min_version: int = 0) -> Entry:
+        """Return the document of an order, at `min_version` or newer if the store has it. Raises OrderNotFound."""
+        stored = partial(self._cache.order, order_id, partial(self._load, order_id))
+        entry = await self._accepted.order(order_id, stored)
+        if entry is not None and entry.version < min_version:
+            entry = await self._load(order_id) or entry
+        if entry is None:
+            raise OrderNotFound(order_id)
+        return entry
+
+    async def _load(self, order_id: str) -> Entry | None:
+        """Read an order from the database, in one transaction with what others ask for at the same time."""
+        return await self._details.ask(order_id)
+
+    async def _load_all(self, order_ids: Sequence[str]) -> list[Entry | None]:
+        found = await self._database.read(partial(lookups.orders_with_lines, ids=list(dict.fromkeys(order_ids))))
+        entries = {order.order_id: Entry(order.version, order_document(order, lines)) for order, lines in found}
+        return [entries.get(order_id) for order_id in order_ids]
+
+    async def wait(self, order_id: str, *, beyond: int, seconds: float) -> Entry:
+        """Return the order once its version is above `beyond` or it has ended, or after `seconds` as it is then.
+
+        Raises OrderNotFound, also when the order is deleted meanwhile.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters = self._waiting.setdefault(order_id, set())
+            waiters.add(changed)
+            try:
+                entry = await self.order(order_id)
+                left = deadline - asyncio.get_running_loop().time()
+                if entry.version > beyond or left <= 0 or self._stopping or await self._ended(order_id):
+                    return entry
+                await asyncio.wait([changed], timeout=min(left, WAIT_LOOK_SECONDS))
+            finally:
+                waiters.discard(changed)
+                if not waiters:
+                    self._waiting.pop(order_id, None)
+
+    async def _ended(self, order_id: str) -> bool:
+        if len(self._waiting) > WAITERS_MAX:
+            return True
+        found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
+        if found is None:
+            return not await self._accepted.pending([order_id])
+        return found[0].at_rest
+
+    def stop_waiting(self) -> None:
+        """Answer whoever waits with what there is: the process is about to stop."""
+        self._stopping = True
+        for waiters in self._waiting.values():
+            _wake(waiters)
+
+    def notice(self, changes: Sequence[Applied]) -> None:
+        """Wake whoever waits for one of these orders."""
+        if not self._waiting:
+            return
+        for change in changes:
+            _wake(self._waiting.get(change.order.order_id, ()))
+
+    async def page(self, query: PageQuery) -> Page:
+        """Return a page of orders, newest first, and the exact total where the counters know it."""
+
+        async def work(connection: Connection) -> Page:
+            orders = await lookups.page(connection, msgspec.structs.replace(query, limit=query.limit + 1))
+            total = None if query.filtered else _total(await lookups.counters(connection), query.status)
+            documents = await _documents(connection, orders[: query.limit])
+            more = len(orders) > len(documents)
+            last = orders[len(documents) - 1] if more else None
+            return Page(documents, total, (last.created_at, last.order_id) if last else None)
+
+        return await self._database.read(work)
+
+    async def cached_page(self, query: PageQuery, word: Callable[[Page], bytes]) -> bytes:
+        """Return the answer that `word(page)` makes of an unfiltered page, from the cache where it is there."""
+
+        async def load() -> tuple[bytes, bool]:
+            page = await self.page(query)
+            whole = page.after is None or len(page.documents) == query.limit
+            return word(page), whole
+
+        return await self._cache.page(f"{query.limit}:{query.offset}", load)
+
+    async def counters(self) -> dict[str, int]:
+        """Return the exact counters."""
+        return await self._database.read(lookups.counters)
+
+    async def ids(self, statuses: list[Status], limit: int) -> dict[Status, list[str]]:
+        """Return up to `limit` newest ids in each status."""
+        return await self._database.read(partial(lookups.ids_by_status, statuses=statuses, limit=limit))
+
+    async def history(self, order_id: str) -> list[HistoryRow]:
+        """Return the events of an order. Raises OrderNotFound."""
+        await self._accepted.until_stored(order_id)
+        rows = await self._database.read(partial(lookups.history, order_id=order_id))
+        if rows is None:
+            raise OrderNotFound(order_id)
+        return rows
+
+    async def inspect(self, order_id: str) -> tuple[Order, Job | None, tuple[Attempt, ...], int]:
+        """Return an order, its job, its payment attempts and the database's time. Raises OrderNotFound."""
+        await self._accepted.until_stored(order_id)
+        found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
+        if found is None:
+            raise OrderNotFound(order_id)
+        return found
+
+    async def breaker(self) -> Breaker:
+        """Return the payment gateway's circuit breaker."""
+        return await self._database.read(lookups.breaker)
+
+    async def queue(self, statuses: Sequence[Status] = (), limit: int = 0) -> Queue:
+        """Return the queue's state, with up to `limit` newest ids in each of these statuses."""
+
+        async def work(connection: Connection) -> Queue:
+            counters = await lookups.counters(connection)
+            return Queue(
+                backlog=await backlog(connection, counters),
+                counters=counters,
+                ids=await lookups.ids_by_status(connection, statuses, limit),
+            )
+
+        return await self._database.read(work)
+
+
+def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+async def _documents(connection: Connection, orders: Sequence[Order]) -> list[msgspec.Raw]:
+    """Return the documents of these orders, up to PAGE_BYTES_MAX but always one."""
+    documents: list[msgspec.Raw] = []
+    size = 0
+    for start in range(0, len(orders), ORDERS_PER_LOOK):
+        part = orders[start : start + ORDERS_PER_LOOK]
+        lines = await lookups.lines_of(connection, [order.order_id for order in part])
+        for order in part:
+            document = order_document(order, lines[order.order_id])
+            size += len(document)
+            if documents and size > PAGE_BYTES_MAX:
+                return documents
+            documents.append(msgspec.Raw(document))
+    return documents
+
+
+def _total(counters: dict[str, int], status: Status | None) -> int:
+    if status is not None:
+        return counters.get(f"status:{status}", 0)
+    return sum(counters.get(f"status:{each}", 0) for each in Status)

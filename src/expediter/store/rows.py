@@ -1,0 +1,215 @@
+"""Orders, lines and jobs as rows and back: the one place that knows how a field is stored."""
+
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any
+
+from expediter.orders.order import Job, JobKind, Line, Order, PaymentStatus, Stages, Status
+from expediter.orders.resilience import Breaker
+from expediter.store import schema
+
+#: A row as the drivers give and take it: whole numbers, text and None, in the order of the table's columns.
+Row = Sequence[Any]
+
+# `_value_` is `value` without a property's call: four of them are on every order's way.
+
+#: The counters of all jobs, and of the parked ones among them.
+JOBS = "jobs"
+DEAD_JOBS = "jobs:dead"
+
+#: The columns of `orders` that change after an order is placed, in the order of `changed_order_row`.
+ORDER_CHANGES = (
+    "status",
+    "payment_status",
+    "version",
+    "updated_at",
+    "processing_started_at",
+    "completed_at",
+    "cancelled_at",
+    "charging",
+    "generation",
+    "attempts",
+    "charge_started_at",
+    "last_error",
+)
+
+_STATUS = {status.value: status for status in Status}
+_PAYMENT_STATUS = {status.value: status for status in PaymentStatus}
+_STAGES = {stages.value: stages for stages in Stages}
+_KIND = {kind.value: kind for kind in JobKind}
+
+_STATUS_COUNTERS = {status: f"status:{status.value}" for status in Status}
+_number = attrgetter("line")
+
+_ORDER_WIDTH = len(schema.orders.columns)
+
+
+def id_columns(value: int | str | None) -> tuple[str | None, int]:
+    """Return a customer's or item's id as its two columns: the text, and 1 if it came as a number."""
+    if isinstance(value, int):
+        return str(value), 1
+    return value, 0
+
+
+def id_value(text: str | None, number: int) -> int | str | None:
+    """Return the id that `id_columns` made these from."""
+    return int(text) if number and text is not None else text
+
+
+def order_row(order: Order) -> Row:
+    """Return the row of a new order."""
+    customer_id, number = id_columns(order.customer_id)
+    return (
+        order.order_id,
+        order.status._value_,
+        order.payment_status._value_,
+        order.stages._value_,
+        customer_id,
+        number,
+        order.customer_name,
+        order.currency,
+        order.total_minor,
+        int(order.priced),
+        order.metadata,
+        order.payment_token,
+        order.version,
+        order.created_at,
+        order.updated_at,
+        order.processing_started_at,
+        order.completed_at,
+        order.cancelled_at,
+        int(order.charging),
+        order.generation,
+        order.attempts,
+        order.charge_started_at,
+        order.last_error,
+    )
+
+
+def changed_order_row(order: Order) -> Row:
+    """Return the values of ORDER_CHANGES, then the order id."""
+    return (
+        order.status._value_,
+        order.payment_status._value_,
+        order.version,
+        order.updated_at,
+        order.processing_started_at,
+        order.completed_at,
+        order.cancelled_at,
+        int(order.charging),
+        order.generation,
+        order.attempts,
+        order.charge_started_at,
+        order.last_error,
+        order.order_id,
+    )
+
+
+def read_order(row: Row) -> Order:
+    """Return the order that the first columns of `row` hold."""
+    return Order(
+        order_id=row[0],
+        status=_STATUS[row[1]],
+        payment_status=_PAYMENT_STATUS[row[2]],
+        stages=_STAGES[row[3]],
+        customer_id=id_value(row[4], row[5]),
+        customer_name=row[6],
+        currency=row[7],
+        total_minor=row[8],
+        priced=bool(row[9]),
+        metadata=row[10],
+        payment_token=row[11],
+        version=row[12],
+        created_at=row[13],
+        updated_at=row[14],
+        processing_started_at=row[15],
+        completed_at=row[16],
+        cancelled_at=row[17],
+        charging=bool(row[18]),
+        generation=row[19],
+        attempts=row[20],
+        charge_started_at=row[21],
+        last_error=row[22],
+    )
+
+
+def job_row(order_id: str, job: Job) -> Row:
+    """Return the row of an order's job."""
+    return (
+        order_id,
+        job.kind._value_,
+        job.due_at,
+        job.created_at,
+        job.holder,
+        job.fence,
+        job.claims,
+        job.failures,
+        job.dead_at,
+    )
+
+
+def read_order_and_job(row: Row) -> tuple[Order, Job | None]:
+    """Return the order and job of a row of `orders` left-joined with `jobs`."""
+    job = row[_ORDER_WIDTH:]
+    return read_order(row), (read_job(job) if job[0] is not None else None)
+
+
+def read_job(row: Row) -> Job:
+    """Return the job that a row of `jobs` holds."""
+    return Job(
+        kind=_KIND[row[1]],
+        due_at=row[2],
+        created_at=row[3],
+        holder=row[4],
+        fence=row[5],
+        claims=row[6],
+        failures=row[7],
+        dead_at=row[8],
+    )
+
+
+def line_row(order_id: str, line: Line) -> Row:
+    """Return the row of one line."""
+    item_id, number = id_columns(line.item_id)
+    return (order_id, line.line, item_id, number, line.name, line.quantity, line.price_minor)
+
+
+def read_line(row: Row) -> Line:
+    """Return the line that a row of `order_lines` holds."""
+    return Line(row[1], id_value(row[2], row[3]), row[4], row[5], row[6])
+
+
+def lines_by_order(rows: Iterable[Row], ids: Iterable[str]) -> dict[str, list[Line]]:
+    """Return the lines in these rows, which come in any order, by their orders' ids; each order's by number."""
+    found: dict[str, list[Line]] = {order_id: [] for order_id in ids}
+    for row in rows:
+        found[row[0]].append(read_line(row))
+    for lines in found.values():
+        lines.sort(key=_number)
+    return found
+
+
+def read_breaker(row: Row) -> Breaker:
+    """Return the breaker that a row of `circuit_breakers` holds."""
+    return Breaker(failures=row[1], open_until=row[2], probe_holder=row[3], probe_until=row[4])
+
+
+def count_order(total: dict[str, int], order: Order, sign: int) -> None:
+    """Add what an order adds to each counter (`sign` 1), or take it away (-1); times are in microseconds."""
+    name = _STATUS_COUNTERS[order.status]
+    total[name] = total.get(name, 0) + sign
+    if order.completed_at is not None:
+        started = order.processing_started_at or order.created_at
+        for name, value in (
+            ("completed", 1),
+            ("completed:work", order.completed_at - started),
+            ("completed:total", order.completed_at - order.created_at),
+        ):
+            total[name] = total.get(name, 0) + sign * value
+
+
+def count_job(total: dict[str, int], job: Job, sign: int) -> None:
+    """Add what a job adds to each counter (`sign` 1), or take it away (-1)."""
+    total[JOBS] = total.get(JOBS, 0) + sign
+    if job.dead_at is not None:
+        total[DEAD_JOBS] = total.get(DEAD_JOBS, 0) + sign

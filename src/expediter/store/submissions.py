@@ -1,0 +1,135 @@
+"""What the committer is asked and what it answers, and what a page is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from expediter.errors import ExpediterError
+from expediter.orders.commands import Command
+from expediter.orders.order import Job, Line, Order, Status
+from expediter.orders.resilience import Breaker
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """An answer as it is kept for an idempotency key: status, headers (lower case) and body."""
+
+    status_code: int
+    headers: dict[str, str]
+    body: str
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True, gc=False):
+    """A caller's key, what identifies the request that it came with, and how long it is kept (microseconds)."""
+
+    key: str
+    fingerprint: str
+    keep: int
+
+
+class Applied(msgspec.Struct, frozen=True, gc=False):
+    """What became of one command: the order (as it was, if it is deleted), its job and its lines.
+
+    `lines` is empty unless the request asked for them. `answer` is the stored or newly made answer of a request
+    with an idempotency key; `replayed` says that nothing was done now.
+    """
+
+    order: Order
+    job: Job | None = None
+    lines: tuple[Line, ...] = ()
+    answer: Answer | None = None
+    replayed: bool = False
+
+
+class Replayed(msgspec.Struct, frozen=True, gc=False):
+    """The stored answer of a request that was carried out before."""
+
+    answer: Answer
+
+
+class Claimed(msgspec.Struct, frozen=True, gc=False):
+    """A job that is now leased to the claimant; `probe` marks the one call an open breaker lets through."""
+
+    order: Order
+    job: Job
+    probe: bool = False
+
+
+class Claims(msgspec.Struct, frozen=True, gc=False):
+    """What a claim brought: the leased jobs, the breaker, and when the next job is due (None: none is).
+
+    `changed` has every order that the claim changed, also those that it parked or that had nothing left to do.
+    """
+
+    claimed: tuple[Claimed, ...]
+    changed: tuple[Order, ...]
+    breaker: Breaker
+    next_due_at: int | None
+    now: int
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """A command, with the caller's idempotency key and how to word the answer that is kept under it.
+
+    It is carried out on an order of version `base_version` or newer, after the request of the key `after` if there
+    is one, and refused with NotYetApplied before that.
+    """
+
+    command: Command
+    key: IdempotencyKey | None = None
+    answer: Callable[[Order, tuple[Line, ...]], Answer] | None = None
+    with_lines: bool = False
+    base_version: int = 0
+    after: str | None = None
+
+
+class Queued(msgspec.Struct, frozen=True, gc=False):
+    """A command that the broker has: what its caller is answered."""
+
+    answer: Answer
+
+
+class ClaimDue(msgspec.Struct, frozen=True, gc=False):
+    """Ask for up to `limit` due jobs."""
+
+    holder: str
+    limit: int
+    lease: int
+    claims_max: int
+
+
+class ReportBreaker(msgspec.Struct, frozen=True, gc=False):
+    """Tell the payment breaker how a call went; `threshold` failures in a row open it for `recovery`.
+
+    `probe` says that it was the one call that the open breaker let through. `order_id` is the order that the call
+    was for: if its lease turns out to be lost in the same transaction, the call tells nothing. A worker that slept
+    for a minute would otherwise open the breaker for all.
+    """
+
+    succeeded: bool
+    threshold: int
+    recovery: int
+    probe: bool = False
+    order_id: str | None = None
+
+
+Asked = Request | ClaimDue | ReportBreaker
+Outcome = Applied | Replayed | Claims | Breaker | ExpediterError
+
+
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which orders, newest first; `after` is the (created_at, order_id) of the last order seen."""
+
+    limit: int
+    offset: int = 0
+    after: tuple[int, str] | None = None
+    customer_id: str | None = None
+    status: Status | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the exact counters cannot tell how many there are."""
+        return any(value is not None for value in (self.customer_id, self.created_after, self.created_before))

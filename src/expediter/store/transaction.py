@@ -1,0 +1,419 @@
+"""Transactions on many orders at once: the only place that writes orders.
+
+`apply` takes a batch of requests inside one transaction: it loads what they are about, lets `decide` judge each in
+turn, and writes everything that came of it with a handful of statements, whatever the batch's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import bindparam, literal_column, select
+
+from expediter.backends.databases import Connection, Row
+from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, StaleLease
+from expediter.orders.commands import ClaimJob, Command, PlaceOrder
+from expediter.orders.decisions import decide
+from expediter.orders.draft import Decision
+from expediter.orders.events import Event
+from expediter.orders.order import NEVER, Attempt, AttemptResult, Job, JobKind, Line, Order
+from expediter.orders.resilience import GATEWAY_KINDS, Breaker
+from expediter.store import schema
+from expediter.store.breaker import SharedBreaker
+from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
+from expediter.store.jobs import FIRST_DUE, KINDS, NEXT_DUE
+from expediter.store.rows import (
+    DEAD_JOBS,
+    ORDER_CHANGES,
+    changed_order_row,
+    count_job,
+    count_order,
+    job_row,
+    line_row,
+    lines_by_order,
+    order_row,
+    read_order_and_job,
+)
+from expediter.store.submissions import (
+    Answer,
+    Applied,
+    Asked,
+    ClaimDue,
+    Claimed,
+    Claims,
+    IdempotencyKey,
+    Outcome,
+    ReportBreaker,
+    Request,
+)
+
+_LOAD = (
+    select(schema.orders, schema.jobs)
+    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+    # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
+    # As an expression: without statistics PostgreSQL might walk the whole index rather than sort a few rows.
+    .order_by(schema.orders.c.order_id.concat(literal_column("''")))
+    .with_for_update(of=schema.orders)
+)
+_LOAD_LINES = select(schema.order_lines).where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
+_LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
+    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
+)
+_FIND_DUE = (
+    select(schema.orders, schema.jobs)
+    .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
+    .order_by(schema.jobs.c.due_at)
+    .limit(bindparam("limit"))
+    # What another transaction is at is not waited for: its job is about to change.
+    .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
+)
+
+
+_FEED = select(schema.feed.c.position)
+
+_to_json = msgspec.json.Encoder().encode
+
+
+class Batch(NamedTuple):
+    """What a batch comes to, before it is written.
+
+    An outcome per request; the orders that were there before, with their versions now (NEVER: they are deleted);
+    the number of its events, and the last of them (None: it changes no order), by which one can tell later whether
+    it was committed.
+    """
+
+    outcomes: list[Outcome]
+    changed: list[tuple[str, int]]
+    events: int
+    last: Event | None
+
+
+async def apply(
+    connection: Connection, asked: Sequence[Asked], *, slot: int, announce: Callable[[Batch], Awaitable[None]]
+) -> int:
+    """Carry out a batch of requests; return the position of its newest event.
+
+    A refused request is an ExpediterError in its place and changes nothing; the others are not affected.
+    `announce` is told what is about to be written, and committed.
+    """
+    batch = _Batch(connection, await connection.now(), slot)
+    await batch.load(asked)
+    outcomes = [await batch.carry_out(request) for request in asked]
+    await batch.add_lines(asked, outcomes)
+    # Before the feed is locked: it takes a moment, and that lock keeps every other process waiting.
+    last = batch.events[-1] if batch.events else None
+    await announce(Batch(outcomes, batch.changed, len(batch.events), last))
+    return await batch.write()
+
+
+class _Batch:
+    """The state of one transaction: orders as they were, as they are now, and what is to be written."""
+
+    def __init__(self, connection: Connection, now: int, slot: int) -> None:
+        self._connection = connection
+        self._now = now
+        self._slot = slot
+        self._before: dict[str, tuple[Order | None, Job | None]] = {}
+        self._after: dict[str, tuple[Order | None, Job | None]] = {}
+        self._lines: dict[str, tuple[Line, ...]] = {}
+        self._deleted: set[str] = set()
+        self._answers: dict[str, Kept] = {}
+        self._new_answers: list[tuple[IdempotencyKey, Answer]] = []
+        self.events: list[Event] = []
+        self._attempts: list[Attempt] = []
+        self._attempt_results: list[AttemptResult] = []
+        self._breaker = SharedBreaker(connection)
+        self._lost: set[str] = set()
+        #: What is new, changed and gone, once everything is carried out.
+        self._sorts: tuple[list[Order], list[Order], list[str]] | None = None
+
+    async def load(self, asked: Sequence[Asked]) -> None:
+        requests = [request for request in asked if isinstance(request, Request)]
+        placing, other = [], []
+        for request in requests:
+            command = request.command
+            if not isinstance(command, PlaceOrder):
+                other.append(command.order_id)
+            elif not command.fresh:
+                placing.append(command.order_id)
+        await self._load_orders([*placing, *other])
+        if placing:
+            rows = await self._connection.fetch(_LOAD_DELETED, ids=placing)
+            self._deleted.update(row[0] for row in rows)
+        keys = [request.key.key for request in requests if request.key]
+        keys += [request.after for request in requests if request.after]
+        if keys:
+            self._answers = await load_answers(self._connection, keys, self._now)
+
+    async def _load_orders(self, ids: list[str]) -> None:
+        if not ids:
+            return
+        self._know(await self._connection.fetch(_LOAD, ids=ids))
+
+    def _know(self, rows: Sequence[Row]) -> list[str]:
+        """Take note of loaded orders, unless this batch has them already; return their ids."""
+        ids = []
+        for row in rows:
+            order, job = read_order_and_job(row)
+            ids.append(order.order_id)
+            if order.order_id not in self._before:
+                self._before[order.order_id] = self._after[order.order_id] = (order, job)
+        return ids
+
+    async def carry_out(self, asked: Asked) -> Outcome:
+        if isinstance(asked, ClaimDue):
+            return await self._claim(asked)
+        if isinstance(asked, ReportBreaker):
+            if asked.order_id in self._lost:
+                return await self._breaker.read()
+            return await self._breaker.report(asked, self._now)
+        try:
+            if asked.key and asked.key.key in self._answers:
+                return replay_answer(asked.key, self._answers[asked.key.key])
+            self._check_base(asked)
+            outcome = self._decide(asked.command)
+        except ExpediterError as refused:
+            if isinstance(refused, StaleLease):
+                self._lost.add(asked.command.order_id)
+            return refused
+        if asked.key and asked.answer:
+            if asked.with_lines:
+                await self._load_lines([outcome.order.order_id])
+            return self._keep(asked, outcome)
+        return outcome
+
+    def _check_base(self, asked: Request) -> None:
+        if asked.after and asked.after not in self._answers:
+            raise NotYetApplied(f"order {asked.command.order_id} waits for what was accepted before")
+        if asked.base_version:
+            order = self._after.get(asked.command.order_id, (None, None))[0]
+            if order is None or order.version < asked.base_version:
+                raise NotYetApplied(f"order {asked.command.order_id} has not reached version {asked.base_version}")
+
+    def _decide(self, command: Command) -> Applied:
+        order_id = command.order_id
+        order, job = self._after.get(order_id, (None, None))
+        if order_id in self._deleted and isinstance(command, PlaceOrder):
+            raise DuplicateOrder(order_id, deleted=True)
+        # A process's look at the clock may be a little behind another's that changed the order before.
+        now = self._now if order is None else max(self._now, order.updated_at)
+        decision = decide(order, job, command, now)
+        self._record(order_id, decision)
+        if isinstance(command, PlaceOrder):
+            self._lines[order_id] = decision.lines
+        shown = decision.order or order
+        assert shown is not None  # decide refuses a command about an order that is not there
+        return Applied(shown, decision.job, self._lines.get(order_id, ()))
+
+    def _record(self, order_id: str, decision: Decision) -> None:
+        self._before.setdefault(order_id, (None, None))
+        self._after[order_id] = (decision.order, decision.job)
+        self.events += decision.events
+        if decision.order is None:
+            self._deleted.add(order_id)
+        for attempt in decision.attempts:
+            if isinstance(attempt, Attempt):
+                self._attempts.append(attempt)
+            else:
+                self._attempt_results.append(attempt)
+
+    def _keep(self, asked: Request, applied: Applied) -> Applied:
+        assert asked.key is not None
+        assert asked.answer is not None
+        answer = asked.answer(applied.order, self._lines.get(applied.order.order_id, ()))
+        self._answers[asked.key.key] = (asked.key.fingerprint, answer)
+        self._new_answers.append((asked.key, answer))
+        return msgspec.structs.replace(applied, answer=answer)
+
+    async def add_lines(self, asked: Sequence[Asked], outcomes: list[Outcome]) -> None:
+        """Add the lines to the outcomes of those who asked for them."""
+        wanted = [
+            (index, outcome)
+            for index, (request, outcome) in enumerate(zip(asked, outcomes, strict=True))
+            if isinstance(request, Request) and request.with_lines and isinstance(outcome, Applied)
+        ]
+        await self._load_lines([outcome.order.order_id for _, outcome in wanted])
+        for index, outcome in wanted:
+            outcomes[index] = msgspec.structs.replace(outcome, lines=self._lines[outcome.order.order_id])
+
+    async def _load_lines(self, ids: list[str]) -> None:
+        missing = [order_id for order_id in ids if order_id not in self._lines]
+        if missing:
+            found = lines_by_order(await self._connection.fetch(_LOAD_LINES, ids=missing), missing)
+            self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
+
+    async def _claim(self, asked: ClaimDue) -> Claims:
+        breaker = await self._breaker.read()
+        claimed: list[Claimed] = []
+        changed: list[Order] = []
+        first_due = (await self._connection.fetch(FIRST_DUE))[0]
+        for kind, due_at in zip(KINDS, first_due, strict=True):
+            if due_at is None or due_at > self._now:
+                continue
+            limit = asked.limit - len(claimed)
+            probe = False
+            if kind in GATEWAY_KINDS and breaker.open_until is not None:
+                probe = breaker.may_probe(self._now)
+                limit = min(limit, int(probe))
+            if limit > 0:
+                claimed += await self._claim_kind(asked, kind, limit, probe, changed)
+        breaker = await self._breaker.read()
+        # Whoever got as many as it asked for asks again at once, and need not know when the next is due.
+        next_due = self._now if len(changed) >= asked.limit else await self._next_due(breaker)
+        return Claims(tuple(claimed), tuple(changed), breaker, next_due, self._now)
+
+    async def _claim_kind(
+        self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
+    ) -> list[Claimed]:
+        rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
+        rows = await self._readable(rows)
+        if probe and rows and not await self._breaker.take_probe(asked.holder, self._now):
+            return []
+        claimed = []
+        for order_id in self._know(rows):
+            command = ClaimJob(
+                order_id=order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
+            )
+            try:
+                applied = self._decide(command)
+            except StaleLease:
+                continue  # another request of this batch has already taken or finished it
+            changed.append(applied.order)
+            if applied.job is not None and applied.job.holder == asked.holder:
+                claimed.append(Claimed(applied.order, applied.job, probe))
+        return claimed
+
+    async def _readable(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that can be read; an order whose row cannot is parked, so that it holds up nobody."""
+        readable, broken = [], []
+        for row in rows:
+            try:
+                read_order_and_job(row)
+                readable.append(row)
+            except (KeyError, TypeError, ValueError):
+                broken.append((None, NEVER, self._now, row[0]))
+        if broken:
+            columns = ("holder", "due_at", "dead_at")
+            await self._connection.update(schema.jobs, columns, ("order_id",), broken)
+            await self._connection.add(schema.counters, [(DEAD_JOBS, self._slot, len(broken))])
+        return readable
+
+    async def _next_due(self, breaker: Breaker) -> int | None:
+        rows = await self._connection.fetch(NEXT_DUE, now=self._now)
+        due = [due_at for due_at in rows[0] if due_at is not None]
+        if breaker.open_until is not None:
+            due.append(max(breaker.open_until, breaker.probe_until or 0))
+        return min(due, default=None)
+
+    async def write(self) -> int:
+        """Write what the batch came to; return the position of its newest event."""
+        if not self.events and not self._new_answers and self._after == self._before:
+            rows = await self._connection.fetch(_FEED)
+            return int(rows[0][0])
+        connection = self._connection
+        new, changed, gone = self._sorted()
+        lines = [line_row(order.order_id, line) for order in new for line in self._lines[order.order_id]]
+        if lines:
+            # Before the orders: their trigger sums these up.
+            await connection.insert(schema.order_lines, lines)
+        if new:
+            await connection.insert(schema.orders, [order_row(order) for order in new])
+        if changed:
+            rows = [changed_order_row(order) for order in changed]
+            await connection.update(schema.orders, ORDER_CHANGES, ("order_id",), rows)
+        if gone:
+            await connection.remove(schema.orders, gone)
+            await connection.remove(schema.order_lines, gone)
+            await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
+        await self._write_jobs()
+        await self._write_attempts()
+        if self._new_answers:
+            await keep_answers(self._connection, self._new_answers, self._now)
+        counters = [(name, self._slot, value) for name, value in sorted(self._counted().items()) if value]
+        if counters:
+            await connection.add(schema.counters, counters)
+        return await self._write_events()
+
+    @property
+    def changed(self) -> list[tuple[str, int]]:
+        """The orders that were there before, with their versions now (NEVER: they are deleted)."""
+        _, changed, gone = self._sorted()
+        return [(order.order_id, order.version) for order in changed] + [(order_id, NEVER) for order_id in gone]
+
+    def _sorted(self) -> tuple[list[Order], list[Order], list[str]]:
+        if self._sorts is not None:
+            return self._sorts
+        new, changed, gone = [], [], []
+        for order_id, (order, _) in self._after.items():
+            was = self._before[order_id][0]
+            if order is None:
+                gone.append(order_id)
+            elif was is None:
+                new.append(order)
+            elif order is not was:
+                changed.append(order)
+        self._sorts = (new, changed, gone)
+        return self._sorts
+
+    async def _write_jobs(self) -> None:
+        new, changed, gone = [], [], []
+        for order_id, (_, job) in self._after.items():
+            was = self._before[order_id][1]
+            if job is was:
+                continue
+            if job is None:
+                gone.append(order_id)
+            elif was is None:
+                new.append(job_row(order_id, job))
+            else:
+                changed.append((*job_row(order_id, job)[1:], order_id))
+        if new:
+            await self._connection.insert(schema.jobs, new)
+        if changed:
+            await self._connection.update(schema.jobs, _JOB_CHANGES, ("order_id",), changed)
+        if gone:
+            await self._connection.remove(schema.jobs, gone)
+
+    async def _write_attempts(self) -> None:
+        if self._attempts:
+            rows = [msgspec.structs.astuple(attempt) for attempt in self._attempts]
+            await self._connection.insert(schema.payment_attempts, rows)
+        if self._attempt_results:
+            # An outcome comes after the commit of its intent: the call itself lies between.
+            assert not {(each.order_id, each.number) for each in self._attempts} & {
+                (each.order_id, each.number) for each in self._attempt_results
+            }
+            rows = [
+                (end.finished_at, end.outcome.value, end.reference, end.error, end.order_id, end.number)
+                for end in self._attempt_results
+            ]
+            columns = ("finished_at", "outcome", "reference", "error")
+            await self._connection.update(schema.payment_attempts, columns, ("order_id", "number"), rows)
+
+    def _counted(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for order_id, after in self._after.items():
+            before = self._before[order_id]
+            if after is before:
+                continue
+            for sign, (order, job) in ((-1, before), (1, after)):
+                if order is not None:
+                    count_order(total, order, sign)
+                if job is not None:
+                    count_job(total, job, sign)
+        return total
+
+    async def _write_events(self) -> int:
+        # Last, so that the lock on the feed's one row is held as briefly as possible.
+        rows = [
+            (event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())
+            for event in self.events
+        ]
+        return await self._connection.append(schema.feed.c.position, schema.events, rows)
+
+
+_JOB_CHANGES = tuple(column.name for column in schema.jobs.columns if column.name != "order_id")

@@ -1,0 +1,218 @@
+"""Filling and emptying: populate for anyone, seed and reset for the operator."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import uuid
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from expediter.errors import ExpediterError, IdempotencyMismatch
+from expediter.orders.order import Line, Order
+from expediter.orders.samples import sample_order
+from expediter.store.submissions import Answer, IdempotencyKey, Outcome, Replayed, Request
+from expediter.web.api.batch import row_key
+from expediter.web.api.orders import new_order_id, require_json
+from expediter.web.context import Context
+from expediter.web.http import Call, Reply, answer_reply, json_reply, to_json
+from expediter.web.operations import IDEMPOTENCY_KEY, Operation
+from expediter.web.payloads import AdminBody, PopulateBody, decode
+from expediter.web.problems import RequestRefused
+
+#: Made-up orders that are stored in one transaction, at most.
+SAMPLES_PER_BATCH = 200
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Populated(msgspec.Struct, frozen=True):
+    """What became of the made-up orders."""
+
+    batch_id: str
+    errors: list[str]
+    failure_count: Count
+    success_count: Count
+    total_entries: Count
+
+
+class Seeded(msgspec.Struct, frozen=True):
+    """How many orders were made."""
+
+    message: str
+    count: Count
+
+
+class Emptied(msgspec.Struct, frozen=True):
+    """How many orders were removed."""
+
+    message: str
+    deleted: Count
+
+
+async def populate(call: Call, context: Context) -> Reply:
+    """Make up orders and store them; they are worked off like any others."""
+    call.query()
+    require_json(call)
+    body = await call.body()
+    wanted = decode(body, PopulateBody)
+    key = call.idempotency_key(body, context.keep)
+    # With a key the made-up name is made from the key: the repeated answer must be the same.
+    made_up = uuid.uuid5(uuid.NAMESPACE_OID, key.key) if key else uuid.uuid4()
+    batch_id = wanted.batch_id or str(made_up)
+    errors, replayed = await _fill(context, wanted.total_entries, {"batch_id": batch_id}, key)
+    done = Populated(
+        batch_id=batch_id,
+        errors=errors[:100],
+        failure_count=len(errors),
+        success_count=wanted.total_entries - len(errors),
+        total_entries=wanted.total_entries,
+    )
+    return _made(json_reply(201, done), replayed)
+
+
+def _made(reply: Reply, replayed: bool) -> Reply:
+    if replayed:
+        reply.headers.append((b"idempotency-replayed", b"true"))
+    return reply
+
+
+async def _fill(
+    context: Context, count: int, metadata: dict[str, str], key: IdempotencyKey | None
+) -> tuple[list[str], bool]:
+    """Store `count` made-up orders; return a sentence for each that was not, and whether all were there before."""
+    random = Random()
+    errors: list[str] = []
+    replayed = True
+    start = 0
+    while start < count:
+        # With a key the first goes alone: if it is refused as another request's, nothing has been made.
+        size = 1 if key and not start else min(SAMPLES_PER_BATCH, count - start)
+        orders = [
+            sample_order(
+                random,
+                new_order_id,
+                currency=context.settings.default_currency,
+                stages=context.settings.stages,
+                metadata=msgspec.json.encode(metadata).decode(),
+            )
+            for _ in range(size)
+        ]
+        requests = [
+            Request(order, row_key(key, number, key.fingerprint.encode()), _word) if key else Request(order)
+            for number, order in enumerate(orders, start)
+        ]
+        try:
+            outcomes: Sequence[Outcome] = await context.committer.submit_patiently(requests)
+        except ExpediterError as error:
+            outcomes = [error] * size
+        if key and isinstance(outcomes[0], IdempotencyMismatch):
+            raise outcomes[0]
+        errors += [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
+        start += size
+        replayed = replayed and all(isinstance(outcome, Replayed) for outcome in outcomes)
+    return errors, replayed
+
+
+def _word(order: Order, lines: tuple[Line, ...]) -> Answer:
+    return Answer(201, {}, order.order_id)
+
+
+async def admin_reset(call: Call, context: Context) -> Reply:
+    """Remove every order and everything that belongs to one."""
+    _, key = await _admin_body(call, context)
+
+    def word(deleted: int) -> Answer:
+        document = to_json(Emptied(f"Removed {deleted} orders", deleted))
+        return Answer(200, {"content-type": "application/json"}, document.decode())
+
+    outcome = await context.committer.clear(key, word)
+    if isinstance(outcome, Replayed):
+        return answer_reply(outcome.answer, replayed=True)
+    if context.temporary is not None:
+        await context.temporary.clear()
+    return answer_reply(word(outcome), replayed=False)
+
+
+async def admin_seed(call: Call, context: Context) -> Reply:
+    """Make up `count` orders (100 by default) and store them."""
+    body, key = await _admin_body(call, context)
+    errors, replayed = await _fill(context, body.count, {}, key)
+    if errors:
+        raise RequestRefused(503, "Unavailable", errors[0], {"Retry-After": "1"})
+    return _made(json_reply(201, Seeded(f"Created {body.count} orders", body.count)), replayed)
+
+
+async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
+    """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password."""
+    call.query()
+    text = await call.body()
+    secret = context.settings.admin_password
+    if secret is None or not secret.get_secret_value():
+        raise RequestRefused(403, "Admin calls are off", "Set ADMIN_PASSWORD to allow admin calls")
+    if text.strip():
+        require_json(call)
+    body = decode(text, AdminBody) if text.strip() else AdminBody()
+    given = call.header(b"x-admin-password") or _basic_password(call) or body.admin_password or ""
+    # utf-8 on both sides: compare_digest refuses text that is not ASCII
+    if not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
+        raise RequestRefused(
+            401,
+            "Unauthorized",
+            "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
+            {"WWW-Authenticate": 'Basic realm="expediter admin"'},
+        )
+    return body, call.idempotency_key(text, context.keep)
+
+
+def _basic_password(call: Call) -> str | None:
+    scheme, _, credentials = (call.header(b"authorization") or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (ValueError, binascii.Error):
+        return None
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        paths=("/api/v1/orders/populate", "/orders/populate"),
+        handler=populate,
+        summary="Make up orders",
+        tag="orders",
+        answers={201: Populated},
+        body=PopulateBody,
+        parameters=(IDEMPOTENCY_KEY,),
+    ),
+    Operation(
+        method="POST",
+        paths=("/admin/reset",),
+        handler=admin_reset,
+        summary="Remove every order",
+        tag="admin",
+        answers={200: Emptied},
+        problems=(401, 403),
+        parameters=(IDEMPOTENCY_KEY,),
+        body=AdminBody,
+        body_required=False,
+    ),
+    Operation(
+        method="POST",
+        paths=("/admin/seed",),
+        handler=admin_seed,
+        summary="Make up orders",
+        tag="admin",
+        answers={201: Seeded},
+        problems=(401, 403),
+        parameters=(IDEMPOTENCY_KEY,),
+        body=AdminBody,
+        body_required=False,
+    ),
+)

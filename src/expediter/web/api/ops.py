@@ -1,0 +1,181 @@
+"""For operators: health, readiness, and the pages that show the interface without an internet connection."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from expediter import __version__
+from expediter.backends.brokers import Topic
+from expediter.errors import BrokerUnavailable, ExpediterError
+from expediter.web.context import Context
+from expediter.web.http import Call, Reply, json_reply
+from expediter.web.operations import Operation
+
+
+class Dependency(msgspec.Struct, frozen=True):
+    """A verdict on one part: `ok`, `degraded` or `down`, and why."""
+
+    status: str
+    detail: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`healthy`, `degraded` (something waits) or `unhealthy` (orders cannot be taken)."""
+
+    status: str
+    version: str
+    durability: str
+    dependencies: dict[str, Dependency]
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: str
+
+
+class Index(msgspec.Struct, frozen=True):
+    """Where to look."""
+
+    service: str
+    version: str
+    orders: str
+    docs: str
+    health: str
+
+
+async def health(call: Call, context: Context) -> Reply:
+    """Return a verdict for each dependency; 503 when orders cannot be taken in."""
+    call.query()
+    database = await _database(context)
+    parts = {"database": database, "cache": _cache(context), "queue": await _queue(context)}
+    if database.status == "ok":
+        parts["payment_gateway"] = await _gateway(context)
+    statuses = {part.status for part in parts.values()}
+    down = any(part.status == "down" for part in parts.values()) and not _queues(context)
+    verdict = "unhealthy" if down else "degraded" if statuses - {"ok"} else "healthy"
+    document = Health(verdict, __version__, context.durability, parts)
+    reply = json_reply(503 if verdict == "unhealthy" else 200, document)
+    if reply.status == 503:
+        reply.headers.append((b"retry-after", b"1"))
+    return reply
+
+
+def _queues(context: Context) -> bool:
+    """Return whether orders are taken in by the broker, so that nobody need wait for the database."""
+    intake, broker = context.intake, context.broker
+    return intake is not None and broker is not None and intake.failing is None and broker.failing is None
+
+
+async def _database(context: Context) -> Dependency:
+    started = time.perf_counter()
+    try:
+        await context.queries.counters()
+    except ExpediterError as error:
+        return Dependency("down", str(error))
+    if context.committer.failing is not None:
+        return Dependency("down", f"{context.database}: the last write failed: {context.committer.failing}")
+    return Dependency("ok", f"{context.database}, answered in {(time.perf_counter() - started) * 1000:.1f} ms")
+
+
+def _cache(context: Context) -> Dependency:
+    if context.cache.failing is not None:
+        return Dependency("degraded", f"{context.cache.name}: {context.cache.failing}")
+    counts = context.cache.counts
+    return Dependency("ok", f"{context.cache.name}: {counts['hits']} hits, {counts['misses']} misses")
+
+
+async def _queue(context: Context) -> Dependency:
+    broker = context.broker
+    name = "the database" if broker is None else broker.name
+    if not context.worker_alive():
+        return Dependency("down", f"{name}; the workers of this process have ended: restart it")
+    workers = "workers run in this process"
+    if not context.working:
+        workers = "this process has no workers, `expediter work` starts some"
+    if broker is None:
+        return Dependency("ok", f"{name}; {workers}")
+    try:
+        depth = await broker.depth(Topic.COMMANDS)
+    except BrokerUnavailable as error:
+        instead = "the workers find what is due in the database by themselves"
+        if context.intake is not None:
+            instead += ", and orders are stored there before they are answered"
+        return Dependency("degraded", f"{name}: {error}; {instead}")
+    said = f"{name}; {workers}; {depth.waiting} messages of queued commands wait, {depth.dead} are put aside"
+    if context.intake is not None and context.intake.failing is not None:
+        return Dependency("degraded", f"{said}; orders are stored directly: {context.intake.failing}")
+    return Dependency("degraded" if depth.dead else "ok", said)
+
+
+async def _gateway(context: Context) -> Dependency:
+    breaker = await context.queries.breaker()
+    if breaker.open_until is None:
+        return Dependency("ok", f"{context.settings.payment_gateway.partition(':')[0]}, circuit breaker closed")
+    return Dependency(
+        "degraded", f"circuit breaker {breaker.state} after {breaker.failures} failures in a row; charges wait"
+    )
+
+
+async def healthz(call: Call, context: Context) -> Reply:
+    """Return 200 for as long as the process runs."""
+    call.query()
+    return json_reply(200, Alive("ok"))
+
+
+async def readyz(call: Call, context: Context) -> Reply:
+    """Return 200 if this process should get requests, 503 while it stops or cannot take orders in."""
+    call.query()
+    status = "stopping" if context.draining else (await _database(context)).status
+    if status == "down" and _queues(context):
+        status = "ok"
+    reply = json_reply(200 if status == "ok" else 503, Alive(status))
+    if reply.status == 503:
+        reply.headers.append((b"retry-after", b"1"))
+    return reply
+
+
+async def index(call: Call, context: Context) -> Reply:
+    """Return where to look."""
+    call.query()
+    return json_reply(200, Index("expediter", __version__, "/api/v1/orders", "/docs", "/health"))
+
+
+async def swagger(call: Call, context: Context) -> Reply:
+    """The interface as a page to try calls on (Swagger UI)."""
+    return _page("SWAGGER")
+
+
+async def redoc(call: Call, context: Context) -> Reply:
+    """The interface as a page to read (ReDoc)."""
+    return _page("REDOC")
+
+
+@lru_cache
+def _template(name: str) -> bytes:
+    # Imported on the first visit: it reads several megabytes of scripts, which most processes never need.
+    from offapi import OpenAPITemplate
+
+    return OpenAPITemplate[name].value.format(spec_url="/openapi.json").encode()
+
+
+def _page(name: str) -> Reply:
+    return Reply(200, _template(name), [(b"content-type", b"text/html; charset=utf-8")])
+
+
+def _read(path: str, handler: Any, summary: str, answers: dict[int, Any]) -> Operation:
+    return Operation(method="GET", paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
+
+
+OPERATIONS = (
+    _read("/", index, "Where to look", {200: Index}),
+    _read("/health", health, "Health", {200: Health, 503: Health}),
+    _read("/healthz", healthz, "Liveness", {200: Alive}),
+    _read("/readyz", readyz, "Readiness", {200: Alive, 503: Alive}),
+    _read("/docs", swagger, "The interface, to try", {200: "text/html; charset=utf-8"}),
+    _read("/redoc", redoc, "The interface, to read", {200: "text/html; charset=utf-8"}),
+)

@@ -1,0 +1,344 @@
+"""Orders over HTTP: the same handlers behind `/api/v1/orders` and the short `/orders` paths."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+import uuid_utils
+
+from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
+from expediter.orders.commands import CancelOrder, ChangeStatus, Command, DeleteOrder, RetryOrder
+from expediter.orders.documents import EventDocument, OrderDocument, event_document, order_document
+from expediter.orders.order import Line, Order, is_order_id
+from expediter.queued.intake import Word
+from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
+from expediter.web.context import Context
+from expediter.web.http import JSON, Call, Header, Reply, answer_reply, json_reply, whole_number
+from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation, query
+from expediter.web.payloads import OrderBody, StatusBody, decode, place_order
+from expediter.web.problems import RequestRefused
+
+#: Seconds that `?wait=` may hold an answer.
+WAIT_SECONDS_MAX = 30.0
+
+
+class Placed(OrderDocument, frozen=True, kw_only=True):
+    """A new order as the short path answers it."""
+
+    message: str
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A change that was accepted and is carried out as soon as it can be."""
+
+    order_id: str
+    message: str
+
+
+class History(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The history of one order, numbered without gaps, from 1 or after those that were moved to the archive."""
+
+    events: list[EventDocument]
+    archived: int = 0
+
+
+def new_order_id() -> str:
+    """Return a fresh, time-ordered id: `ORD-` and a UUIDv7 (RFC 9562)."""
+    return f"ORD-{uuid_utils.uuid7()}"
+
+
+def path_order_id(call: Call) -> str:
+    """Return the order id of the path. Raises OrderNotFound for what no order can be called."""
+    order_id = call.path_values["order_id"]
+    if not is_order_id(order_id):
+        raise OrderNotFound(order_id)
+    return order_id
+
+
+def require_json(call: Call) -> None:
+    """Raise a 415 unless the body is said to be JSON."""
+    if not call.has_media_type("application/json"):
+        raise RequestRefused(415, "Unsupported media type", "Send the body as Content-Type: application/json")
+
+
+async def carry_out(context: Context, request: Request, word: Word) -> tuple[Applied | None, Reply | None]:
+    """Submit a request; return what was applied, or the answer of a queued or an earlier one. Raises the refusal.
+
+    `word` has the answer to a queued one.
+    """
+    if context.intake is None:
+        outcome: Outcome | Queued = await context.committer.submit(request)
+    else:
+        outcome = await context.intake.submit(request, word)
+    if isinstance(outcome, Queued):
+        return None, answer_reply(outcome.answer, replayed=False)
+    if isinstance(outcome, Applied):
+        return outcome, answer_reply(outcome.answer, replayed=False) if outcome.answer else None
+    if isinstance(outcome, Replayed):
+        return None, answer_reply(outcome.answer, replayed=True)
+    assert isinstance(outcome, ExpediterError)
+    raise outcome
+
+
+async def create_order(call: Call, context: Context) -> Reply:
+    """Take an order and store it before answering: 202 on the canonical path, 201 on the short one.
+
+    Priced lines, named lines, or item ids with a total; amounts as numbers or strings, read as decimal text.
+    """
+    call.query()
+    require_json(call)
+    body = await call.body()
+    command = place_order(
+        decode(body, OrderBody),
+        fresh_id=new_order_id(),
+        currency=context.settings.default_currency,
+        stages=context.settings.stages,
+    )
+    short = call.short
+    key = call.idempotency_key(body, context.keep)
+    word = partial(_placed_answer, short=short) if key else None
+    queued = partial(_queued_answer, call=call, placed=True)
+    applied, reply = await carry_out(context, Request(command, key, word), queued)
+    if reply is not None:
+        return reply
+    assert applied is not None
+    return _placed_reply(applied.order, applied.lines, short)
+
+
+def _placed_body(order: Order, lines: tuple[Line, ...], short: bool) -> bytes:
+    body = order_document(order, lines)
+    return body[:-1] + b',"message":"Order created successfully"}' if short else body
+
+
+def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
+    prefix = b"/orders/" if short else b"/api/v1/orders/"
+    headers = [JSON, (b"location", prefix + order.order_id.encode()), (b"etag", b'"%d"' % order.version)]
+    return Reply(201 if short else 202, _placed_body(order, lines, short), headers)
+
+
+def _placed_answer(order: Order, lines: tuple[Line, ...], *, short: bool) -> Answer:
+    return _kept(_placed_reply(order, lines, short))
+
+
+def _kept(reply: Reply) -> Answer:
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Answer(reply.status, headers, reply.body.decode())
+
+
+async def get_order(call: Call, context: Context) -> Reply:
+    """Return one order. `wait` holds the answer until the order changes or has ended."""
+    order_id = path_order_id(call)
+    given = call.query("wait", "min_version")
+    if not given:
+        entry = await context.queries.order(order_id)
+    else:
+        faults: list[Fault] = []
+        min_version = whole_number(given, "min_version", 0, 2**53, 0, faults)
+        seconds = _seconds(given, faults)
+        if faults:
+            raise InvalidInput(faults)
+        entry = await context.queries.order(order_id, min_version=min_version)
+        if seconds > 0:
+            known = call.header(b"if-none-match")
+            if entry.version < min_version:
+                entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
+            elif known is None or call.knows_version(entry.version):
+                entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
+        if entry.version < min_version:
+            raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
+    headers: list[Header] = [JSON, (b"etag", b'"%d"' % entry.version)]
+    if call.knows_version(entry.version):
+        return Reply(304, b"", headers[1:])
+    return Reply(200, entry.body or b"", headers)
+
+
+def _seconds(given: dict[str, str], faults: list[Fault]) -> float:
+    text = given.get("wait", "0")
+    if (
+        text.isascii()
+        and text.replace(".", "", 1).isdigit()
+        and len(text) < 10
+        and float(text) <= WAIT_SECONDS_MAX
+    ):
+        return float(text)
+    faults.append(Fault("wait", f"must be seconds from 0 to {WAIT_SECONDS_MAX:g}"))
+    return 0.0
+
+
+async def change_status(call: Call, context: Context) -> Reply:
+    """Move an order by hand, through the lifecycle table; an illegal move is 409 and names the legal ones."""
+    order_id = path_order_id(call)
+    call.query()
+    require_json(call)
+    body = await call.body()
+    status = decode(body, StatusBody).status
+    command = ChangeStatus(order_id=order_id, status=status, if_version=call.if_version())
+    return await _change(call, context, command, body, 200)
+
+
+async def cancel_order(call: Call, context: Context) -> Reply:
+    """Cancel an order; what was charged is refunded. 409 while the outcome of a charge is open."""
+    command = CancelOrder(order_id=path_order_id(call), if_version=call.if_version())
+    return await _change(call, context, command, await _no_body(call), 202)
+
+
+async def retry_order(call: Call, context: Context) -> Reply:
+    """Try again what failed, or take up a parked order."""
+    command = RetryOrder(order_id=path_order_id(call), if_version=call.if_version())
+    return await _change(call, context, command, await _no_body(call), 202)
+
+
+async def delete_order(call: Call, context: Context) -> Reply:
+    """Delete an order; its id is not used again. 409 while money is in flight."""
+    command = DeleteOrder(order_id=path_order_id(call), if_version=call.if_version())
+    return await _change(call, context, command, await _no_body(call), 204)
+
+
+async def _no_body(call: Call) -> bytes:
+    call.query()
+    body = await call.body()
+    if body.strip() not in (b"", b"{}"):
+        raise InvalidInput([Fault("", "this call takes no body")])
+    return body
+
+
+async def _change(call: Call, context: Context, command: Command, body: bytes, status: int) -> Reply:
+    key = call.idempotency_key(body, context.keep)
+    word = partial(_changed_answer, status=status) if key else None
+    request = Request(command, key, word, with_lines=status != 204)
+    applied, reply = await carry_out(context, request, partial(_queued_answer, call=call, placed=False))
+    if reply is not None:
+        return reply
+    assert applied is not None
+    return _changed_reply(applied.order, applied.lines, status)
+
+
+def _changed_reply(order: Order, lines: tuple[Line, ...], status: int) -> Reply:
+    if status == 204:
+        return Reply(204)
+    return Reply(status, order_document(order, lines), [JSON, (b"etag", b'"%d"' % order.version)])
+
+
+def _changed_answer(order: Order, lines: tuple[Line, ...], *, status: int) -> Answer:
+    return _kept(_changed_reply(order, lines, status))
+
+
+def _queued_answer(
+    order: Order | None, lines: tuple[Line, ...], order_id: str, *, call: Call, placed: bool
+) -> Answer:
+    """Word the answer to a command that the broker has: the order as it will be, where that is known."""
+    if order is None:
+        return _kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
+    if placed:
+        reply = _placed_reply(order, lines, call.short)
+        reply.status = 202
+        return _kept(reply)
+    return _kept(_changed_reply(order, lines, 202))
+
+
+async def order_events(call: Call, context: Context) -> Reply:
+    """Return the history of an order, oldest first."""
+    order_id = path_order_id(call)
+    call.query()
+    rows = await context.queries.history(order_id)
+    events = [event_document(row.number, row.at, row.type, row.data) for row in rows]
+    archived = rows[0].number - 1 if rows else (await context.queries.order(order_id)).version
+    return json_reply(200, History(events, archived))
+
+
+def _both(rest: str = "") -> tuple[str, ...]:
+    return (f"/api/v1/orders{rest}", f"/orders{rest}")
+
+
+#: The order as it will be; where the database is away and nobody can say, that the change was accepted.
+_QUEUED = (OrderDocument, Accepted)
+_CHANGE = (IDEMPOTENCY_KEY, IF_MATCH)
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        paths=("/api/v1/orders",),
+        handler=create_order,
+        summary="Place an order",
+        tag="orders",
+        answers={202: OrderDocument},
+        problems=(409,),
+        body=OrderBody,
+        parameters=(IDEMPOTENCY_KEY,),
+    ),
+    Operation(
+        method="POST",
+        paths=("/orders",),
+        handler=create_order,
+        summary="Place an order",
+        tag="orders",
+        answers={201: Placed, 202: Placed},
+        problems=(409,),
+        body=OrderBody,
+        parameters=(IDEMPOTENCY_KEY,),
+    ),
+    Operation(
+        method="GET",
+        paths=_both("/{order_id}"),
+        handler=get_order,
+        summary="Get an order",
+        tag="orders",
+        answers={200: OrderDocument, 304: None},
+        problems=(409, 412),
+        parameters=(
+            query("wait", "Hold the answer until the order changes.", type="number", minimum=0, maximum=30),
+            query("min_version", "Never answer an older version.", type="integer", minimum=0, maximum=2**53),
+            IF_NONE_MATCH,
+        ),
+    ),
+    Operation(
+        method="DELETE",
+        paths=_both("/{order_id}"),
+        handler=delete_order,
+        summary="Delete an order",
+        tag="orders",
+        answers={202: Accepted, 204: None},
+        problems=(409, 412),
+        parameters=_CHANGE,
+    ),
+    Operation(
+        method="PATCH",
+        paths=_both("/{order_id}/status"),
+        handler=change_status,
+        summary="Change an order's status",
+        tag="orders",
+        answers={200: OrderDocument, 202: _QUEUED},
+        problems=(409, 412),
+        body=StatusBody,
+        parameters=_CHANGE,
+    ),
+    Operation(
+        method="POST",
+        paths=_both("/{order_id}/cancel"),
+        handler=cancel_order,
+        summary="Cancel an order",
+        tag="orders",
+        answers={202: _QUEUED},
+        problems=(409, 412),
+        parameters=_CHANGE,
+    ),
+    Operation(
+        method="POST",
+        paths=_both("/{order_id}/retry"),
+        handler=retry_order,
+        summary="Retry an order",
+        tag="orders",
+        answers={202: _QUEUED},
+        problems=(409, 412),
+        parameters=_CHANGE,
+    ),
+    Operation(
+        method="GET",
+        paths=_both("/{order_id}/events"),
+        handler=order_events,
+        summary="An order's history",
+        tag="orders",
+        answers={200: History},
+    ),
+)

@@ -1,0 +1,178 @@
+"""The list of orders, page by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from expediter.errors import Fault, InvalidInput
+from expediter.orders.documents import OrderDocument
+from expediter.orders.order import MICROSECONDS, Status, is_order_id
+from expediter.store.queries import Page
+from expediter.store.submissions import PageQuery
+from expediter.web.context import Context
+from expediter.web.http import JSON, Call, Reply, to_json, whole_number
+from expediter.web.operations import Operation, query
+
+#: Orders on one page, by default and at most.
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 200
+#: How far a page may be counted from the newest order; further on, a cursor costs nothing.
+OFFSET_MAX = 1_000_000
+
+
+class OrderList(msgspec.Struct, frozen=True):
+    """A page of orders, newest first; `total` is null where no counter knows it."""
+
+    orders: list[OrderDocument]
+    total: int | None
+    limit: int
+    offset: int | None
+    page: int | None
+    page_size: int
+    next_cursor: str | None
+
+
+async def list_orders(call: Call, context: Context) -> Reply:
+    """Return a page of orders, newest first: by `cursor`, `limit` and `offset`, or `page` and `page_size`."""
+    given = call.query(
+        "customer_id",
+        "status",
+        "created_after",
+        "created_before",
+        "cursor",
+        "limit",
+        "offset",
+        "page",
+        "page_size",
+    )
+    wanted, cursor = _page_query(given)
+    by_number = "page" in given or "offset" in given
+    word = partial(_word_page, wanted=wanted, cursor=cursor, by_number=by_number)
+    if cursor or wanted.filtered or wanted.status:
+        return Reply(200, word(await context.queries.page(wanted)), [JSON])
+    return Reply(200, await context.queries.cached_page(wanted, word), [JSON])
+
+
+def _word_page(page: Page, *, wanted: PageQuery, cursor: bool, by_number: bool) -> bytes:
+    if by_number and page.after is not None and len(page.documents) < wanted.limit:
+        # The page was cut short: whoever counts on would pass over the rest of it.
+        error = f"these orders are too large for one page: ask for at most {len(page.documents)}, or use a cursor"
+        raise InvalidInput([Fault("limit", error)])
+    whole = not cursor and wanted.offset % wanted.limit == 0
+    return to_json(
+        {
+            "orders": page.documents,
+            "total": page.total,
+            "limit": wanted.limit,
+            "offset": None if cursor else wanted.offset,
+            "page": wanted.offset // wanted.limit + 1 if whole else None,
+            "page_size": wanted.limit,
+            "next_cursor": _cursor(page.after) if page.after else None,
+        }
+    )
+
+
+def _page_query(given: dict[str, str]) -> tuple[PageQuery, bool]:
+    faults: list[Fault] = []
+    styles = [
+        style
+        for style, names in (
+            ("page", ("page", "page_size")),
+            ("limit", ("limit", "offset")),
+            ("cursor", ("cursor",)),
+        )
+        if any(name in given for name in names)
+    ]
+    if "page" in styles and len(styles) > 1:
+        faults.append(Fault("page", "page and page_size do not go with limit, offset or cursor"))
+    if "cursor" in given and "offset" in given:
+        faults.append(Fault("offset", "does not go with cursor"))
+    size_name = "page_size" if "page" in styles else "limit"
+    limit = whole_number(given, size_name, 1, PAGE_SIZE_MAX, PAGE_SIZE_DEFAULT, faults)
+    offset = whole_number(given, "offset", 0, OFFSET_MAX, 0, faults)
+    if "page" in styles:
+        offset = (whole_number(given, "page", 1, OFFSET_MAX // limit + 1, 1, faults) - 1) * limit
+    wanted = PageQuery(
+        limit=limit,
+        offset=offset,
+        after=_after(given, faults),
+        customer_id=given.get("customer_id"),
+        status=_status(given, faults),
+        created_after=_date(given, "created_after", faults),
+        created_before=_date(given, "created_before", faults),
+    )
+    if faults:
+        raise InvalidInput(faults)
+    return wanted, "cursor" in given
+
+
+def _status(given: dict[str, str], faults: list[Fault]) -> Status | None:
+    if "status" not in given:
+        return None
+    try:
+        return Status(given["status"])
+    except ValueError:
+        faults.append(Fault("status", f"must be one of {', '.join(Status)}"))
+        return None
+
+
+def _date(given: dict[str, str], name: str, faults: list[Fault]) -> int | None:
+    if name not in given:
+        return None
+    try:
+        moment = datetime.fromisoformat(given[name].replace(" ", "+"))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * MICROSECONDS + since.microseconds
+    except (ValueError, OverflowError):
+        faults.append(Fault(name, "must be a date or time such as 2026-11-21 or 2026-11-21T09:30:00Z"))
+        return None
+
+
+def _cursor(after: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(f"{after[0]}:{after[1]}".encode()).decode().rstrip("=")
+
+
+def _after(given: dict[str, str], faults: list[Fault]) -> tuple[int, str] | None:
+    text = given.get("cursor")
+    if text is None:
+        return None
+    try:
+        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+        at, _, order_id = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii").partition(":")
+        if at.isdecimal() and len(at) < 19 and is_order_id(order_id):
+            return int(at), order_id
+    except (ValueError, binascii.Error):
+        pass  # said below, like every other cursor that this service did not make
+    faults.append(Fault("cursor", "is not a cursor of this list: take next_cursor from a page"))
+    return None
+
+
+_PAGING = (
+    query("customer_id", "Only orders of this customer.", type="string", minLength=1),
+    query("status", "Only orders in this status.", type="string", enum=[status.value for status in Status]),
+    query("created_after", "Only orders placed after this time.", type="string", format="date-time"),
+    query("created_before", "Only orders placed before this time.", type="string", format="date-time"),
+    query("cursor", "next_cursor of the page before.", type="string"),
+    query("limit", "Orders on the page.", type="integer", minimum=1, maximum=PAGE_SIZE_MAX),
+    query("offset", "Orders to pass over.", type="integer", minimum=0, maximum=OFFSET_MAX),
+    query("page", "The page's number, from 1.", type="integer", minimum=1),
+    query("page_size", "Orders on the page.", type="integer", minimum=1, maximum=PAGE_SIZE_MAX),
+)
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        paths=("/api/v1/orders", "/orders"),
+        handler=list_orders,
+        summary="List orders",
+        tag="orders",
+        answers={200: OrderList},
+        parameters=_PAGING,
+    ),
+)

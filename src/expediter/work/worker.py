@@ -1,0 +1,241 @@
+"""The worker: claims due jobs, runs their stages side by side, hands in what came of them.
+
+Losing a hint costs latency and nothing else: the worker also looks by itself, and finds whatever was left behind,
+because a lease that has run out is a job that is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import structlog
+
+from expediter.errors import ExpediterError, StaleLease, Unavailable
+from expediter.orders.commands import FailJob, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
+from expediter.orders.order import MICROSECONDS, JobKind, Order, PaymentOutcome
+from expediter.orders.resilience import Breaker, backoff
+from expediter.store.committer import Committer
+from expediter.store.submissions import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
+from expediter.work.stages import Tools, run
+
+#: Jobs in one claim, at most.
+CLAIM_MAX = 50
+#: A job that was claimed this often without an outcome is parked.
+CLAIMS_MAX = 5
+#: The idle worker looks for due jobs by itself; the pause grows from one to the other, in seconds.
+POLL_SECONDS_MIN = 0.02
+POLL_SECONDS_MAX = 0.5
+#: How long a stopping worker takes to give back what it could not finish, in seconds.
+GIVE_BACK_SECONDS_MAX = 2.0
+#: Pause before an outcome is handed in again after the database refused it, in seconds.
+HAND_IN_AGAIN_SECONDS = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Works off jobs, `concurrency` of them at once. Use it from one event loop."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        tools: Tools,
+        *,
+        holder: str,
+        concurrency: int,
+        breaker_threshold: int,
+        breaker_recovery: int,
+    ) -> None:
+        """`holder` names this process in leases; `breaker_recovery` is in microseconds."""
+        self._committer = committer
+        self._tools = tools
+        self._holder = holder
+        self._concurrency = concurrency
+        self._threshold = breaker_threshold
+        self._recovery = breaker_recovery
+        self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._give_up = False
+        self._breaker = Breaker()
+
+    @property
+    def busy(self) -> int:
+        """How many jobs run now."""
+        return len(self._running)
+
+    def start(self) -> None:
+        """Begin to claim."""
+        self._committer.on_commit(self._notice)
+        self._loop = asyncio.create_task(self._run(), name="worker")
+
+    def stop_claiming(self) -> None:
+        """Claim no more; what runs goes on."""
+        self._stopping = True
+        self._wake.set()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Claim no more, let what runs end within `drain_seconds`, then give the rest back."""
+        self.stop_claiming()
+        if self._loop is not None:
+            await asyncio.wait([self._loop])
+        if self._running:
+            await asyncio.wait(self._running, timeout=drain_seconds)
+        self._give_up = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            # What cannot be handed in now is found again when its lease ends.
+            await asyncio.wait(self._running, timeout=GIVE_BACK_SECONDS_MAX)
+
+    def wake(self) -> None:
+        """Look for due jobs now."""
+        self._wake.set()
+
+    def _notice(self, changes: Sequence[Applied]) -> None:
+        for change in changes:
+            if change.job is not None and change.job.holder is None:
+                self.wake()
+                return
+
+    @property
+    def alive(self) -> bool:
+        """Whether it claims, or was told to stop."""
+        return self._stopping or (self._loop is not None and not self._loop.done())
+
+    async def _run(self) -> None:
+        pause = POLL_SECONDS_MIN
+        while not self._stopping:
+            self._wake.clear()
+            free = min(self._concurrency - len(self._running), CLAIM_MAX)
+            claims = await self._claim(free) if free > 0 else None
+            if claims is not None and claims.claimed:
+                pause = POLL_SECONDS_MIN
+                for claimed in claims.claimed:
+                    self._spawn(claimed)
+            if claims is not None and len(claims.changed) >= max(free, 1):
+                continue  # there may be more, also where the claim itself was all that had to be done
+            await self._rest(pause, claims)
+            pause = min(pause * 2, POLL_SECONDS_MAX)
+
+    async def _rest(self, pause: float, claims: Claims | None) -> None:
+        if claims is not None and claims.next_due_at is not None:
+            pause = min(pause, max(0.0, (claims.next_due_at - claims.now) / MICROSECONDS))
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _claim(self, limit: int) -> Claims | None:
+        asked = ClaimDue(self._holder, limit, self._tools.lease, CLAIMS_MAX)
+        try:
+            claims = (await self._committer.submit_patiently([asked]))[0]
+        except ExpediterError as error:
+            log.warning("jobs cannot be claimed now", error=str(error))
+            return None
+        except Exception:
+            # Whatever it is: the next claim may work, and a worker that is gone claims nothing ever again.
+            log.exception("jobs cannot be claimed now")
+            return None
+        assert isinstance(claims, Claims)
+        self._breaker = claims.breaker
+        return claims
+
+    def _spawn(self, claimed: Claimed) -> None:
+        task = asyncio.create_task(self._work(claimed))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a job ended with an error of the worker's own", exc_info=error)
+
+    async def _work(self, claimed: Claimed) -> None:
+        next_step: Claimed | None = claimed
+        while next_step is not None:
+            until = asyncio.get_running_loop().time() + self._tools.lease / MICROSECONDS
+            command, told = await self._attempt(next_step)
+            report = self._breaker_report(next_step, command) if told else None
+            next_step = await self._hand_in(command, report, until)
+
+    async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:
+        """Return what came of the job, and whether that tells anything about the other side."""
+        order, fence = claimed.order, claimed.job.fence
+        if claimed.job.kind is not JobKind.FULFIL and self._breaker.open_until is not None and not claimed.probe:
+            return ReleaseJob(order_id=order.order_id, fence=fence), False
+        try:
+            return await run(claimed, self._tools, claimed.job.due_at - self._tools.lease), True
+        except asyncio.CancelledError:
+            # The drain's time is up. The call may have gone out: whoever comes next settles it first.
+            return _interrupted(claimed, order), False
+        except Exception as error:
+            # A stage failed in a way that nobody foresaw: the claim stays counted, so it cannot go on for ever.
+            log.exception("a stage failed", order_id=order.order_id, kind=claimed.job.kind)
+            retry_in = backoff(claimed.job.failures + 1, random.random())
+            return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
+
+    def _breaker_report(self, claimed: Claimed, command: WorkerCommand) -> ReportBreaker | None:
+        if not isinstance(command, (RecordPayment, RecordRefund)):
+            return None
+        away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
+        if not away and not self._breaker.failures:
+            return None  # closed and quiet: nothing to write
+        return ReportBreaker(not away, self._threshold, self._recovery, claimed.probe, claimed.order.order_id)
+
+    async def _hand_in(self, command: WorkerCommand, report: ReportBreaker | None, until: float) -> Claimed | None:
+        """Store the outcome; return the next step if the job was kept for it."""
+        asked: list[Asked] = [Request(command)]
+        if report is not None:
+            asked.append(report)
+        while True:
+            try:
+                outcomes = await self._committer.submit_patiently(asked)
+                break
+            except Unavailable as error:
+                if self._give_up or asyncio.get_running_loop().time() > until:
+                    log.warning(
+                        "an outcome could not be stored; the job is found again", order_id=command.order_id
+                    )
+                    return None
+                log.warning("an outcome waits for the database", order_id=command.order_id, error=str(error))
+                await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
+        for outcome in outcomes:
+            if isinstance(outcome, Breaker):
+                self._breaker = outcome
+        first = outcomes[0]
+        if isinstance(first, StaleLease):
+            log.info("a lease was lost; its outcome is dropped", order_id=command.order_id)
+        elif isinstance(first, ExpediterError):
+            log.error("an outcome was refused", order_id=command.order_id, error=str(first))
+        elif isinstance(first, Applied) and first.job is not None and first.job.holder == self._holder:
+            return Claimed(first.order, first.job)
+        return None
+
+
+def _interrupted(claimed: Claimed, order: Order) -> WorkerCommand:
+    if claimed.job.kind is JobKind.CHARGE:
+        return RecordPayment(
+            order_id=order.order_id,
+            fence=claimed.job.fence,
+            outcome=PaymentOutcome.UNKNOWN,
+            error="the service stopped during the charge",
+            counts=False,
+        )
+    if claimed.job.kind is JobKind.REFUND:
+        return RecordRefund(
+            order_id=order.order_id,
+            fence=claimed.job.fence,
+            outcome=PaymentOutcome.UNKNOWN,
+            error="the service stopped during the refund",
+        )
+    return ReleaseJob(order_id=order.order_id, fence=claimed.job.fence)
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

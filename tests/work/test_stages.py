@@ -1,0 +1,135 @@
+"""What a job does with the gateway: one key per charge, and nothing new while an outcome is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from expediter.errors import PaymentDeclined, PaymentUnavailable, PaymentUnknown
+from expediter.fulfilment.simulated import SimulatedFulfiller
+from expediter.orders.commands import ParkJob, RecordPayment, RecordRefund
+from expediter.orders.order import Line, PaymentOutcome, Status
+from expediter.store.submissions import Claimed
+from expediter.testing import ScriptedGateway
+from expediter.work.stages import Tools, run
+from strategies import LEASE, NOON, SECOND, Story
+
+HOUR = 3600 * SECOND
+
+
+def tools(gateway: ScriptedGateway) -> Tools:
+    async def no_lines(order_id: str) -> Sequence[Line]:
+        return ()
+
+    return Tools(
+        gateway=gateway,
+        fulfiller=SimulatedFulfiller(),
+        payment_attempts_max=3,
+        lease=LEASE,
+        random=lambda: 0.5,
+        lines=no_lines,
+    )
+
+
+async def work(story: Story, gateway: ScriptedGateway) -> object:
+    """Let a worker claim the job, run its stage and hand in what came of it."""
+    story.claim()
+    assert story.job is not None
+    command = await run(Claimed(story.order, story.job), tools(gateway), story.now)
+    story.give(command)
+    return command
+
+
+async def test_a_charge_is_sent_once_under_the_stored_key() -> None:
+    """The gateway sees one charge, under the key that was stored before the call."""
+    story, gateway = Story.of(), ScriptedGateway()
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["charge"]
+    assert [call.idempotency_key for call in gateway.calls] == story.keys
+    assert story.order.payment_status == "paid"
+
+
+async def test_a_lost_answer_is_looked_up() -> None:
+    """After a charge without an answer the gateway is asked for it, and not charged again."""
+    story, gateway = Story.of(), ScriptedGateway([PaymentUnknown("lost"), "ch_1"])
+    await work(story, gateway)
+    assert story.order.payment_status == "unknown"
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["charge", "find"]
+    assert story.order.payment_status == "paid"
+
+
+async def test_a_charge_that_never_arrived_is_sent_again_under_its_key() -> None:
+    """When the gateway knows nothing of a charge, the same key is used again."""
+    story, gateway = Story.of(), ScriptedGateway([PaymentUnknown("lost"), None, "ch_1"])
+    await work(story, gateway)
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["charge", "find", "charge"]
+    assert len({call.idempotency_key for call in gateway.calls}) == 1
+
+
+async def test_an_unreachable_gateway_settles_nothing() -> None:
+    """While the gateway cannot be asked, an unknown charge stays unknown and nothing new is sent."""
+    away = PaymentUnavailable("away")
+    story, gateway = Story.of(), ScriptedGateway([PaymentUnknown("lost"), away, away, away, "ch_1"])
+    for _ in range(5):
+        await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["charge", "find", "find", "find", "find"]
+    assert story.order.payment_status == "paid"
+
+
+async def test_a_key_that_the_gateway_has_forgotten_is_not_sent_again() -> None:
+    """After an outage longer than the gateway's key window an unknown charge is parked, again after each retry."""
+    story, gateway = Story.of(), ScriptedGateway([None], key_window_seconds=24 * 3600)
+    story.crash()
+    story.wait(48 * HOUR)
+    assert isinstance(await work(story, gateway), ParkJob)
+    story.retry()
+    assert isinstance(await work(story, gateway), ParkJob)
+    assert gateway.calls == []
+
+
+async def test_what_a_person_found_settles_a_parked_charge() -> None:
+    """A parked charge of unknown outcome becomes paid or failed by a change of status, and then goes its way."""
+    for found, payment_status, keys in ((Status.CONFIRMED, "paid", 1), (Status.PAYMENT_FAILED, "declined", 2)):
+        story, gateway = Story.of(), ScriptedGateway(key_window_seconds=24 * 3600)
+        story.crash()
+        story.wait(48 * HOUR)
+        await work(story, gateway)
+        story.change(found)
+        assert story.order.payment_status == payment_status
+        if found is Status.PAYMENT_FAILED:
+            story.retry()
+            await work(story, gateway)
+            assert story.order.payment_status == "paid"
+        assert len(set(story.keys)) == keys
+
+
+async def test_a_declined_charge_is_not_repeated() -> None:
+    """A definite decline fails the payment at the first try."""
+    story, gateway = Story.of(), ScriptedGateway([PaymentDeclined("no funds")])
+    command = await work(story, gateway)
+    assert isinstance(command, RecordPayment)
+    assert command.outcome is PaymentOutcome.DECLINED
+    assert story.order.status is Status.PAYMENT_FAILED
+    assert story.order.last_error == "no funds"
+
+
+async def test_a_refund_is_tried_until_it_is_done() -> None:
+    """A refund that the gateway does not take is asked for again under the charge's key."""
+    story, gateway = Story.of(), ScriptedGateway(["ch_1", PaymentUnavailable("away"), "re_1"])
+    await work(story, gateway)
+    story.cancel()
+    assert isinstance(await work(story, gateway), RecordRefund)
+    await work(story, gateway)
+    assert story.order.payment_status == "refunded"
+    assert len({call.idempotency_key for call in gateway.calls}) == 1
+
+
+async def test_a_refused_refund_is_parked_for_a_person() -> None:
+    """A refund that the gateway refuses is set aside with the gateway's words."""
+    story, gateway = Story.of(), ScriptedGateway(["ch_1", PaymentDeclined("too late")])
+    await work(story, gateway)
+    story.cancel()
+    assert isinstance(await work(story, gateway), ParkJob)
+    assert "too late" in (story.order.last_error or "")
+    assert story.now >= NOON
