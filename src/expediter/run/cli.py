@@ -195,7 +195,7 @@ def serve(
     lifeline_fd: _Descriptor = None,
 ) -> None:
     """Take orders over HTTP, and work them off in the same processes."""
-    from expediter.run import service
+    from expediter.run import serving
     from expediter.web.server import listener
 
     lifeline = _lifeline(lifeline_fd)
@@ -216,7 +216,7 @@ def serve(
             _say_all(_opening(settings, address, lines, where))
 
     _supervised(
-        service.serve(
+        serving.serve(
             settings,
             working=not no_workers,
             insecure=insecure,
@@ -248,12 +248,12 @@ def _supervise(
     on_ready: Callable[[str, list[str]], None] | None = None,
 ) -> None:
     """Keep processes alive until told to stop; `on_ready` gets the address and the opening lines, once said."""
-    from expediter.run import processes, service
+    from expediter.run import chores, processes, serving
     from expediter.web.server import listener
 
-    taken = service.bind(settings, insecure=insecure)
+    taken = serving.bind(settings, insecure=insecure)
     address = listener.address_of(taken)
-    service.upgrade_database(settings)
+    chores.upgrade_database(settings)
 
     def ready(reachable: list[str]) -> None:
         lines = _opening(settings, address, reachable, worked_off)
@@ -269,7 +269,7 @@ def _supervise(
 @app.command()
 def work(lifeline_fd: _Descriptor = None) -> None:
     """Work off orders, without taking any; for use beside `serve --no-workers`."""
-    from expediter.run import service
+    from expediter.run import serving
 
     lifeline = _lifeline(lifeline_fd)
     settings = _settings()
@@ -281,7 +281,7 @@ def work(lifeline_fd: _Descriptor = None) -> None:
         if lifeline is not None:
             lifeline.ready(reachable)
 
-    _supervised(service.work(settings, announce=announce, lifeline=lifeline), lifeline)
+    _supervised(serving.work(settings, announce=announce, lifeline=lifeline), lifeline)
 
 
 @app.command()
@@ -349,25 +349,25 @@ def _pid_file(settings: Settings) -> background.PidFile:
 @app.command()
 def seed(count: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many orders.")] = 100) -> None:
     """Make up orders and store them."""
-    from expediter.run import service
+    from expediter.run import chores
 
     progress, advance = _progress(total=count, what="Seeding")
     with progress:
-        _run(service.seed(_settings(), count, advance))
+        _run(chores.seed(_settings(), count, advance))
     print(f"Created {count} orders")
 
 
 @app.command()
 def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove every order and everything that belongs to one."""
-    from expediter.run import service
+    from expediter.run import chores
 
     settings = _settings()
     if not yes:
-        where = service.database_name(settings)
+        where = chores.database_name(settings)
         typer.confirm(f"Remove every order from {where}?", abort=True, err=True)
     found: list[int] = []
-    _run(service.clear(settings, found.append))
+    _run(chores.clear(settings, found.append))
     print(f"Removed {found[0]} orders")
 
 
@@ -377,13 +377,13 @@ def archive(
     older_than: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Days that an order is at rest.")] = 90,
 ) -> None:
     """Move the history of orders long at rest out of the database into a file; the orders stay."""
-    from expediter.run import service
+    from expediter.run import chores
     from expediter.upkeep.archive import Archived
 
     found: list[Archived] = []
     progress, advance = _progress(total=None, what="Archiving")
     with progress:
-        _run(service.move_to_archive(_settings(), folder, older_than, advance, found))
+        _run(chores.move_to_archive(_settings(), folder, older_than, advance, found))
     (moved,) = found
     if moved.path is None:
         print(f"No order with a history here has been at rest for {older_than:g} days")
@@ -394,19 +394,19 @@ def archive(
 @cache_app.command("reset")
 def cache_reset() -> None:
     """Empty the cache of every process on this database."""
-    from expediter.run import service
+    from expediter.run import chores
 
-    _run(service.reset_cache(_settings()))
+    _run(chores.reset_cache(_settings()))
     print("Every cache of this database is emptied before its next use")
 
 
 @db_app.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database's structure to this version; other commands do it by themselves."""
-    from expediter.run import service
+    from expediter.run import chores
 
     settings = _settings()
-    changed = service.upgrade_database(settings)
+    changed = chores.upgrade_database(settings)
     print("The database was upgraded" if changed else "The database is up to date")
 
 
@@ -415,11 +415,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Check the settings, what can be reached, and how durable it is."""
     import msgspec
 
-    from expediter.run import service
+    from expediter.run import chores
     from expediter.upkeep.doctor import Finding
 
     findings: list[Finding] = []
-    _run(service.examine(_settings(), findings))
+    _run(chores.examine(_settings(), findings))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:

@@ -1,0 +1,122 @@
+"""What the command line does to a database without serving it: fill, clear, archive, upgrade, examine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uuid_utils
+
+from expediter.backends.databases import open_database
+from expediter.errors import ConfigurationError, ExpediterError
+from expediter.orders.samples import sample_order
+from expediter.run.service import open_parts, open_service
+from expediter.settings import Settings
+from expediter.store.migrations import upgrade
+from expediter.store.submissions import Request
+from expediter.upkeep import doctor
+from expediter.upkeep.archive import Archived, archive
+from expediter.upkeep.doctor import Finding
+
+#: Made-up orders that are stored in one transaction.
+_SEEDS_PER_BATCH = 200
+
+
+async def seed(settings: Settings, count: int, advance: Callable[[int], None]) -> None:
+    """Store `count` made-up orders; `advance` is told how many more are stored. Raises Unavailable."""
+    rng = random.Random()
+    async with open_service(settings, working=False) as service:
+        for start in range(0, count, _SEEDS_PER_BATCH):
+            orders = [
+                sample_order(
+                    rng,
+                    lambda: f"ORD-{uuid_utils.uuid7()}",
+                    currency=settings.default_currency,
+                    stages=settings.stages,
+                )
+                for _ in range(min(_SEEDS_PER_BATCH, count - start))
+            ]
+            outcomes = await service.committer.submit_patiently([Request(order) for order in orders])
+            for outcome in outcomes:
+                if isinstance(outcome, ExpediterError):
+                    raise outcome
+            advance(len(orders))
+
+
+async def clear(settings: Settings, report: Callable[[int], None]) -> None:
+    """Remove every order; `report` is told how many there were."""
+    async with open_service(settings, working=False) as service:
+        removed = await service.committer.clear()
+        assert isinstance(removed, int)  # a replay needs a key
+        if service.temporary is not None:
+            await service.temporary.clear()
+        report(removed)
+
+
+async def move_to_archive(
+    settings: Settings, folder: Path, days: float, advance: Callable[[int], None], found: list[Archived]
+) -> None:
+    """Move the history of orders at rest for `days` into a file in `folder`; add what was moved to `found`."""
+    database = open_database(settings.database)
+    try:
+        await asyncio.to_thread(upgrade, settings.database)
+        found.append(await archive(database, folder, days=days, advance=advance))
+    finally:
+        await database.close()
+
+
+async def reset_cache(settings: Settings) -> None:
+    """Make every process on this database drop what it has cached."""
+    async with open_service(settings, working=False) as service:
+        await service.committer.retire_caches()
+
+
+def database_name(settings: Settings) -> str:
+    """Return the database for people: never with its password. Raises ConfigurationError."""
+    return open_database(settings.database).describe()
+
+
+def upgrade_database(settings: Settings) -> bool:
+    """Apply outstanding migrations; return whether there were any."""
+    return upgrade(settings.database)
+
+
+async def examine(settings: Settings, findings: list[Finding]) -> None:
+    """Look at the settings and at everything they name, without changing an order; add what was found."""
+    findings.append(
+        Finding("settings", "ok", f"read; stages {settings.stages.value}, intake {settings.intake.value}")
+    )
+    try:
+        await asyncio.to_thread(upgrade, settings.database)
+    except ExpediterError as error:
+        what = "settings" if isinstance(error, ConfigurationError) else "database"
+        findings.append(Finding(what, "failed", f"{error}. Nothing is stored until it can be used"))
+        await _examine_parts(settings, findings, stored=False)
+    else:
+        await _examine_parts(settings, findings, stored=True)
+    if settings.admin_password is None:
+        findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
+    else:
+        findings.append(Finding("admin", "ok", "admin calls ask for the password"))
+
+
+async def _examine_parts(settings: Settings, findings: list[Finding], *, stored: bool) -> None:
+    """Look at every part; not `stored`: the database cannot be looked at."""
+    try:
+        async with AsyncExitStack() as stack:
+            service = await open_parts(settings, stack, working=False)
+            queued = service.intake is not None
+            if stored:
+                await doctor.examine_database(service.database, service.queries, findings)
+            await doctor.examine_cache(service.cache, findings)
+            await doctor.examine_broker(service.broker, service.temporary, findings, queued=queued)
+            if stored:
+                await doctor.examine_gateway(service.gateway, service.queries, findings)
+            findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
+    except ExpediterError as error:
+        what = "settings" if isinstance(error, ConfigurationError) else "database"
+        if not any(finding.verdict == "failed" for finding in findings):
+            findings.append(Finding(what, "failed", str(error)))

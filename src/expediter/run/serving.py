@@ -1,0 +1,115 @@
+"""Serves HTTP, or works off jobs, until it is told to stop; then it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+from expediter.errors import ConfigurationError
+from expediter.run.processes import Lifeline
+from expediter.run.service import Service, open_service
+from expediter.settings import Settings
+from expediter.web import create_app
+from expediter.web.context import Context
+from expediter.web.server.access_log import access_log
+from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit, turn_away
+
+
+def bind(settings: Settings, *, insecure: bool) -> socket.socket:
+    """Return the socket to serve on.
+
+    Raises ConfigurationError for an address that others could reach, unless `insecure`, and for a port in use.
+    """
+    if not settings.loopback and not insecure:
+        raise ConfigurationError(
+            f"HOST={settings.host} can be reached from other machines and this service asks nobody for a key: "
+            "bind to 127.0.0.1, or give --insecure if the network itself keeps strangers out"
+        )
+    return listen(settings.host, settings.port)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    working: bool,
+    insecure: bool,
+    announce: Callable[[Service, str], None],
+    listen_fd: int | None = None,
+    lifeline: Lifeline | None = None,
+) -> None:
+    """Serve HTTP until SIGTERM or SIGINT, then drain. `announce` is told the address once it can be reached.
+
+    A supervisor's process takes the socket over from it, as `listen_fd`, and drains when its `lifeline` ends, too.
+    Raises ConfigurationError as `bind` and `raise_file_limit` do.
+    """
+    connections_max = raise_file_limit()
+    listener = bind(settings, insecure=insecure) if listen_fd is None else inherit(listen_fd)
+    async with (
+        access_log(settings.access_log_file, settings.access_log_format) as logged,
+        open_service(settings, working=working) as service,
+    ):
+        context = Context(
+            settings=settings,
+            committer=service.committer,
+            queries=service.queries,
+            cache=service.cache,
+            durability=service.database.durability,
+            database=service.database.describe(),
+            working=working,
+            worker_alive=service.workers_alive,
+            broker=service.broker,
+            intake=service.intake,
+            temporary=service.temporary,
+        )
+        server = Server(
+            logged(create_app(context)),
+            turn_away=logged(turn_away),
+            connections_max=connections_max,
+            drain_seconds=settings.drain_seconds,
+        )
+        stopping = _on_signals(server, context, service, lifeline)
+        try:
+            announce(service, address_of(listener))
+            await server.serve(sockets=[listener])
+        finally:
+            stopping()
+            listener.close()
+
+
+def _on_signals(
+    server: Server, context: Context, service: Service, lifeline: Lifeline | None
+) -> Callable[[], None]:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        context.draining = True
+        service.begin_drain()
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if lifeline is not None:
+        lifeline.on_end(stop)
+
+    def forget() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    return forget
+
+
+async def work(
+    settings: Settings, *, announce: Callable[[Service], None], lifeline: Lifeline | None = None
+) -> None:
+    """Work off jobs without serving HTTP, until SIGTERM or SIGINT or the end of the `lifeline`, then drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if lifeline is not None:
+        lifeline.on_end(stop.set)
+    async with open_service(settings, working=True) as service:
+        announce(service)
+        await stop.wait()
