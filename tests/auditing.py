@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from serving import Program
+from serving import PATIENCE_SECONDS, Program
 
 
 def gateway_with_ledger(folder: Path) -> str:
@@ -59,7 +59,7 @@ def working(folder: Path, **settings: str) -> Iterator[Program]:
             program.kill()
 
 
-def wait_until(fact: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(fact: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Return once `fact` holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not fact():

@@ -16,7 +16,7 @@ from types import TracebackType
 import httpx2
 
 #: Seconds that a start, a stop or a wanted state may take before the test fails.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 
 FAST = {
     "LEASE_SECONDS": "4",

@@ -28,7 +28,7 @@ _spec.loader.exec_module(online_retail)
 #: Shoppers at once.
 SHOPPERS = 16
 #: Seconds for which a shopper repeats what was answered 503.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 #: Seconds in which everything must be at rest once all is well again.
 REST_SECONDS = 90.0
 

@@ -20,7 +20,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"orders", "settings"},
     "web": frozenset({"queued", "store", "backends/brokers", "backends/cache", "orders", "settings"}),
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
-    "work": frozenset({"payments", "fulfilment", "store", "backends/brokers", "backends/batching", "orders"}),
+    "work": frozenset({"payments", "fulfilment", "store", "orders"})
+    | {"backends/brokers", "backends/batching", "backends/tasks"},
     "queued": frozenset({"store", "backends", "orders"}),
     "store": frozenset({"backends", "orders"}),
     "payments": frozenset({"orders"}),
@@ -54,10 +55,9 @@ INEXACT = frozenset({"orders/resilience", "orders/samples", "orders/documents"})
 
 #: Where everything may be caught and not raised again: "module:function" -> the reason why.
 ALLOWED_LAST_RESORT: dict[str, str] = {
-    "store/committer:Committer.keep_house": "upkeep that fails once does not end; it goes on a minute later",
+    "backends/tasks:Background._run": "it is logged whole and the work begins again: nobody else would do it",
     "queued/applier:Applier._take": "what fails for an unforeseen reason is tried by itself",
     "queued/applier:Applier._take_alone": "what fails so again and again is put aside",
-    "work/worker:Worker._claim": "a worker that is gone never claims again; it tries again",
     "store/committer:Committer._run": "all in a broken batch must hear of it, and the next go on",
     "work/worker:Worker._attempt": "what fails for an unforeseen reason is counted, then parked",
     "web/__init__:_Application.__call__": "a bug answers its own request with a 500; it is logged with its id",

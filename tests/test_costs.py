@@ -35,11 +35,11 @@ from expediter.backends.cache.redis import RedisCache
 from expediter.orders.commands import FulfilmentOutcome, RecordFulfilment, RecordPayment
 from expediter.orders.order import PaymentOutcome
 from expediter.run.service import Service, open_service
+from expediter.run.serving import context_of
 from expediter.settings import load_settings
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Claimed, Outcome, Request
 from expediter.web import create_app
-from expediter.web.context import Context
 from servers import RedisServer
 from storing import LEASE, Place, ask, claim, claimed, open_committer, place
 
@@ -376,21 +376,7 @@ class Client:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._app = create_app(
-            Context(
-                settings=service.settings,
-                committer=service.committer,
-                queries=service.queries,
-                cache=service.cache,
-                durability=service.database.durability,
-                database=service.database.describe(),
-                working=False,
-                worker_alive=service.workers_alive,
-                broker=service.broker,
-                intake=service.intake,
-                temporary=service.temporary,
-            )
-        )
+        self._app = create_app(context_of(service, working=False))
 
     async def send(self, method: str, path: str, body: bytes = b"", key: str = "") -> bytes:
         """Return the body of the answer to a request that succeeds."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from expediter.backends.batching import Gatherer
+from serving import PATIENCE_SECONDS
 
 
 async def doubled(items: Sequence[int]) -> list[int]:
@@ -42,7 +43,7 @@ async def test_whoever_asks_as_a_round_ends_is_answered() -> None:
         for number in range(200):
             for _ in range(depth):
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 answers.append(await gatherer.ask(number))
 
     for depth in range(6):
@@ -55,7 +56,7 @@ async def test_whoever_asks_as_a_round_ends_is_answered() -> None:
     await done
     while not late:
         await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await late[0] == 4
 
 

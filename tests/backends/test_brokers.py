@@ -21,7 +21,7 @@ from expediter.errors import BrokerUnavailable, ConfigurationError
 from servers import RabbitServer, RedisServer, free_port
 
 #: Seconds after which a fact that should come to hold never will.
-PATIENCE = 20.0
+PATIENCE = 120.0
 #: Seconds that a busy machine may add to a deadline.
 SLACK = 2.0
 

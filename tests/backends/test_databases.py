@@ -35,7 +35,7 @@ from expediter.store.migrations import upgrade
 from expediter.store.migrations.servers import upgrade_server
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from servers import MariadbServer, PostgresServer, Server
-from serving import environment
+from serving import PATIENCE_SECONDS, environment
 from storing import Place, ask, claim, claimed, open_committer, place, rows
 
 SPELLINGS = {
@@ -338,7 +338,7 @@ async def test_a_connection_that_broke_before_its_commit_is_no_bug(postgresql: S
         await connection.now()
         ((pid,),) = await connection.fetch(text("SELECT pg_backend_pid()"))
         await other.execute(f"SELECT pg_terminate_backend({pid})")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while connection._raw._con is not None:
                 await asyncio.sleep(0)
 

@@ -15,7 +15,7 @@ from expediter.backends.cache import Entry
 from expediter.backends.cache.redis import CALL_SECONDS_MAX, RedisCache
 from servers import RedisServer
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 
 
 class Store:

@@ -16,6 +16,7 @@ from expediter.queued.applier import Applier
 from expediter.queued.message import QueuedCommand, pack
 from expediter.queued.temporary import TemporaryOrders
 from servers import RedisServer
+from serving import PATIENCE_SECONDS
 from storing import open_committer, place, rows
 
 
@@ -59,7 +60,7 @@ def message(order_id: str) -> bytes:
 
 
 async def until_stored(folder: Path, *order_ids: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while {row[0] for row in rows(folder, "SELECT order_id FROM orders")} != set(order_ids):
             await asyncio.sleep(0.02)
 
@@ -83,7 +84,7 @@ async def test_a_message_that_always_fails_is_put_aside_alone(folder: Path, redi
         for order_id in ("A1", "BAD", "A2"):
             await broker.publish(Topic.COMMANDS, message(order_id))
         await until_stored(folder, "A1", "A2")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (await broker.depth(Topic.COMMANDS)).dead != 1:
                 await asyncio.sleep(0.05)
         await broker.publish(Topic.COMMANDS, message("A3"))

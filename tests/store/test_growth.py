@@ -31,6 +31,7 @@ from expediter.store.queries import NothingAccepted, Queries
 from expediter.store.rows import count_order, read_order
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, PageQuery, Request
 from servers import in_thread
+from serving import PATIENCE_SECONDS
 from storing import Place, ask, claim, claimed, open_committer, place, rows
 
 _FILLER = Path(__file__).resolve().parents[2] / "bench" / "fill.py"
@@ -441,7 +442,7 @@ async def test_expired_keys_leave_in_small_batches(at: Place) -> None:
         await database.write(lambda connection: keep_keys(connection, now))
         assert await committer.housekeep() == EXPIRED_KEYS_PER_BATCH
         assert rows(at, "SELECT count(*) FROM idempotency_keys") == [(3_500,)]
-        async with asyncio.timeout(20):  # a pause takes a minute
+        async with asyncio.timeout(PATIENCE_SECONDS):  # a pause takes a minute
             house = asyncio.create_task(committer.keep_house())
             while rows(at, "SELECT count(*) FROM idempotency_keys") != [(2_800,)]:
                 await asyncio.sleep(0)

@@ -12,6 +12,7 @@ import pytest
 from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.work.hints import Hints
 from servers import RedisServer, free_port
+from serving import PATIENCE_SECONDS
 from storing import ask, claimed, open_committer, place
 
 
@@ -43,7 +44,7 @@ async def test_a_hint_wakes_one_listener(broker: Broker, folder: Path) -> None:
     async with open_committer(folder) as committer:
         committer.on_commit(telling.notice)
         await ask(committer, place("A1"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await woken.wait()
             while (await broker.depth(Topic.HINTS)).waiting:
                 await asyncio.sleep(0)
@@ -57,7 +58,7 @@ async def test_without_its_broker_a_hint_costs_nothing(folder: Path) -> None:
     assert away is not None
     hints = Hints(away)
     hints.listen(lambda: None)
-    async with open_committer(folder) as committer, asyncio.timeout(10):
+    async with open_committer(folder) as committer, asyncio.timeout(PATIENCE_SECONDS):
         committer.on_commit(hints.notice)
         for number in range(50):
             await ask(committer, place(f"A{number}"))

@@ -21,6 +21,9 @@ class RedisUnavailable(Unavailable):
     """Redis cannot be used now (gone, full, not answering in time)."""
 
 
+#: Keys that one step of `unlink_all` looks at, about, and the seconds that it may take.
+KEYS_PER_UNLINK = 1000
+UNLINK_SECONDS_MAX = 2.0
 #: What a deadline adds when it has passed, in seconds: one turn of a busy event loop.
 LATE_SECONDS = 0.01
 
@@ -98,6 +101,17 @@ def place_of(url: str) -> str:
 async def forget_idle(client: Redis) -> None:
     """Close idle connections: the client does not notice that the server has ended one, and would fail on it."""
     await client.connection_pool.disconnect(inuse_connections=False)
+
+
+async def unlink_all(client: Redis, *patterns: str) -> None:
+    """Remove every key that one of these patterns fits, some at a time. Raises RedisUnavailable."""
+    for pattern in patterns:
+        cursor = -1
+        while cursor:
+            async with deadline(UNLINK_SECONDS_MAX):
+                cursor, keys = await client.scan(max(cursor, 0), pattern, count=KEYS_PER_UNLINK)
+                if keys:
+                    await client.unlink(*keys)
 
 
 @asynccontextmanager

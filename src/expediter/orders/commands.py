@@ -42,29 +42,28 @@ class PlaceOrder(Command, frozen=True, gc=False, kw_only=True):
     placed_at: int | None = None
 
 
-class ChangeStatus(Command, frozen=True, gc=False, kw_only=True):
+class Change(Command, frozen=True, gc=False, kw_only=True):
+    """What people do to an order by hand; with `if_version` only while it has that version."""
+
+    if_version: int | None = None
+
+
+class ChangeStatus(Change, frozen=True, gc=False, kw_only=True):
     """Move an order by hand, through the lifecycle table."""
 
     status: Status
-    if_version: int | None = None
 
 
-class CancelOrder(Command, frozen=True, gc=False, kw_only=True):
+class CancelOrder(Change, frozen=True, gc=False, kw_only=True):
     """Cancel an order; what was charged is refunded."""
 
-    if_version: int | None = None
 
-
-class RetryOrder(Command, frozen=True, gc=False, kw_only=True):
+class RetryOrder(Change, frozen=True, gc=False, kw_only=True):
     """Try again what failed, or take up a parked job."""
 
-    if_version: int | None = None
 
-
-class DeleteOrder(Command, frozen=True, gc=False, kw_only=True):
+class DeleteOrder(Change, frozen=True, gc=False, kw_only=True):
     """Remove an order; its events stay, its id is never used again."""
-
-    if_version: int | None = None
 
 
 class RecordRefusal(Command, frozen=True, gc=False, kw_only=True):
@@ -87,17 +86,22 @@ class WorkerCommand(Command, frozen=True, gc=False, kw_only=True):
     fence: int
 
 
-class RecordPayment(WorkerCommand, frozen=True, gc=False, kw_only=True):
-    """Record what the gateway said.
-
-    `retry_in` is the back-off (microseconds) if it must be tried again; `counts` is False for a probe of an open
-    breaker, which spends no attempt; `lease` above 0 keeps the job for this worker, which fulfils at once.
-    """
+class RecordCall(WorkerCommand, frozen=True, gc=False, kw_only=True):
+    """Record what the gateway said; `retry_in` is the back-off (microseconds) if it must be tried again."""
 
     outcome: PaymentOutcome
     reference: str | None = None
     error: str | None = None
     retry_in: int = 0
+
+
+class RecordPayment(RecordCall, frozen=True, gc=False, kw_only=True):
+    """Record what the gateway said to a charge.
+
+    `counts` is False for a probe of an open breaker, which spends no attempt; `lease` above 0 keeps the job for
+    this worker, which fulfils at once.
+    """
+
     counts: bool = True
     failures_max: int = 3
     lease: int = 0
@@ -112,13 +116,8 @@ class RecordFulfilment(WorkerCommand, frozen=True, gc=False, kw_only=True):
     failures_max: int = 5
 
 
-class RecordRefund(WorkerCommand, frozen=True, gc=False, kw_only=True):
+class RecordRefund(RecordCall, frozen=True, gc=False, kw_only=True):
     """Record what the gateway said to a refund; anything but success is tried again."""
-
-    outcome: PaymentOutcome
-    reference: str | None = None
-    error: str | None = None
-    retry_in: int = 0
 
 
 class ReleaseJob(WorkerCommand, frozen=True, gc=False, kw_only=True):

@@ -16,6 +16,7 @@ from expediter.errors import (
 from expediter.orders import by_hand
 from expediter.orders.commands import (
     CancelOrder,
+    Change,
     ChangeStatus,
     ClaimJob,
     Command,
@@ -63,6 +64,8 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         if isinstance(command, (WorkerCommand, ClaimJob)):
             raise StaleLease(f"order {command.order_id} is gone")
         raise OrderNotFound(command.order_id)
+    if isinstance(command, Change):
+        by_hand.check_version(order, command.if_version)
     draft = Draft(order, job, now)
     match command:
         case ClaimJob():
@@ -80,16 +83,12 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         case ParkJob():
             _park(draft, _held(draft, command, None), command.error, command.outcome)
         case ChangeStatus():
-            by_hand.check_version(order, command.if_version)
             by_hand.change_status(draft, command.status)
         case CancelOrder():
-            by_hand.check_version(order, command.if_version)
             by_hand.cancel(draft)
         case RetryOrder():
-            by_hand.check_version(order, command.if_version)
             by_hand.retry(draft)
         case DeleteOrder():
-            by_hand.check_version(order, command.if_version)
             return by_hand.delete(draft)
         case RecordRefusal():
             draft.change("command.refused", Changes(last_error=command.error))

@@ -111,8 +111,8 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     price_minor: int | None
 
 
-class Order(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """An order without its lines, exactly as its row holds it.
+class Order(msgspec.Struct, frozen=True, gc=False):
+    """An order without its lines, exactly as its row holds it, field by field in the order of its columns.
 
     `version` is the number of its last event. `metadata` is JSON text. `charging` is True between the stored
     intent to charge (or refund) and its recorded outcome. `generation` counts the gateway keys that a definite
@@ -159,8 +159,8 @@ class Order(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 _REST = frozenset({Status.PAYMENT_FAILED, Status.FAILED, Status.COMPLETED, Status.CANCELLED})
 
 
-class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The next action of an order; it leaves the table when the order is at rest.
+class Job(msgspec.Struct, frozen=True, gc=False):
+    """The next action of an order; it leaves the table when the order is at rest. Its fields are its row's.
 
     `due_at` is when it may next be claimed: its schedule, or the end of the lease while `holder` has it. `fence`
     grows with every claim and every takeover. `claims` counts claims since the last recorded outcome, `failures`
@@ -177,8 +177,8 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     dead_at: int | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One call to the gateway: stored with `outcome` None before it, completed after it."""
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """One call to the gateway, as its row holds it: stored with `outcome` None before it, completed after it."""
 
     order_id: str
     number: int

@@ -20,17 +20,21 @@ _MENU = (
 )
 
 
-def sample_order(
-    random: Random, new_id: Callable[[], str], *, currency: str, stages: Stages, metadata: str = "{}"
-) -> PlaceOrder:
-    """Return a command for an order of one to four priced lines by one of 500 customers."""
+def sample_orders(
+    count: int, random: Random, new_id: Callable[[], str], *, currency: str, stages: Stages, metadata: str = "{}"
+) -> list[PlaceOrder]:
+    """Return commands for `count` orders of one to four priced lines, each by one of 500 customers."""
+    return [_sample(random, new_id(), currency, stages, metadata) for _ in range(count)]
+
+
+def _sample(random: Random, order_id: str, currency: str, stages: Stages, metadata: str) -> PlaceOrder:
     chosen = random.sample(_MENU, random.randint(1, 4))
     lines = tuple(
         Line(number, item_id, name, random.randint(1, 3), price)
         for number, (item_id, name, price) in enumerate(chosen, 1)
     )
     return PlaceOrder(
-        order_id=new_id(),
+        order_id=order_id,
         fresh=True,
         customer_id=f"customer_{random.randint(1, 500)}",
         customer_name=None,

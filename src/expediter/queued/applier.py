@@ -14,20 +14,18 @@ import structlog
 
 from expediter.backends.brokers import Broker, Delivery, Topic
 from expediter.backends.redis_client import RedisUnavailable
+from expediter.backends.tasks import Background, Pauses
 from expediter.errors import (
     BrokerUnavailable,
     ConstraintViolated,
-    DuplicateOrder,
-    IdempotencyMismatch,
     NotYetApplied,
-    OrderNotFound,
     Unavailable,
 )
-from expediter.orders.commands import PlaceOrder
 from expediter.queued.message import QueuedCommand, unpack
+from expediter.queued.outcome import settled
 from expediter.queued.temporary import Settled, TemporaryOrders
 from expediter.store.committer import BATCH_REQUESTS_MAX, Committer
-from expediter.store.submissions import Applied, Outcome, Replayed, Request
+from expediter.store.submissions import Outcome, Request
 
 #: Messages taken at once, and rounds of them under way.
 MESSAGES_PER_ROUND = 20
@@ -45,6 +43,7 @@ PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 2.0
 #: How often a message that failed in an unforeseen way is tried by itself before it is put aside: over 6 seconds.
 TRIES_ALONE = 6
+PAUSE_ALONE_SECONDS_MAX = 3.2
 
 log = structlog.get_logger(__name__)
 
@@ -68,37 +67,30 @@ class Applier:
         self._temporary = temporary
         self._rounds: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = asyncio.Event()
+        self.background = Background("applier", self._run)
 
     def start(self) -> None:
         """Begin to take commands."""
-        self._task = asyncio.create_task(self._run(), name="applier")
+        self.background.start()
 
     def stop_taking(self) -> None:
         """Take no more; what was taken is applied."""
-        self._stopping.set()
+        self.background.stop_soon()
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more and apply what was taken within `drain_seconds`; the rest goes back to the broker."""
-        self.stop_taking()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        until = asyncio.get_running_loop().time() + drain_seconds
+        await self.background.stop(drain_seconds)
         if under_way := self._rounds | self._waiting:
-            await asyncio.wait(under_way, timeout=drain_seconds)
+            await asyncio.wait(under_way, timeout=max(0.0, until - asyncio.get_running_loop().time()))
         if under_way := self._rounds | self._waiting:
             for task in under_way:
                 task.cancel()
             await asyncio.wait(under_way)
 
-    @property
-    def alive(self) -> bool:
-        """Whether it takes commands, or was told to stop."""
-        return self._stopping.is_set() or (self._task is not None and not self._task.done())
-
     async def _run(self) -> None:
-        pause = PAUSE_SECONDS_MIN
-        while not self._stopping.is_set():
+        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
+        while not self.background.stopping:
             if len(self._rounds) >= ROUNDS_MAX or len(self._waiting) >= WAITING_ROUNDS_MAX:
                 full = self._rounds if len(self._rounds) >= ROUNDS_MAX else self._waiting
                 # One that begins to wait makes room without ending.
@@ -108,10 +100,9 @@ class Applier:
                 deliveries = await self._broker.receive(
                     Topic.COMMANDS, limit=MESSAGES_PER_ROUND, wait_seconds=WAIT_SECONDS
                 )
-                pause = PAUSE_SECONDS_MIN
+                pauses.reset()
             except BrokerUnavailable:
-                await self._rest(pause)
-                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+                await self.background.rest(pauses.next())
                 continue
             if deliveries:
                 task = asyncio.create_task(self._take(deliveries))
@@ -131,12 +122,11 @@ class Applier:
     async def _take_alone(self, delivery: Delivery) -> None:
         """Apply one message: what was of the moment passes, and only what fails again and again is put aside."""
         self._wait_aside()
-        pause = PAUSE_SECONDS_MIN
+        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_ALONE_SECONDS_MAX)
         for tries_left in reversed(range(TRIES_ALONE)):
-            await self._rest(pause)
-            if self._stopping.is_set():
+            await self.background.rest(pauses.next())
+            if self.background.stopping:
                 return  # the broker keeps it
-            pause *= 2
             try:
                 await self._apply([delivery])
                 return
@@ -144,13 +134,6 @@ class Applier:
                 log.exception("a message could not be applied", tries_left=tries_left)
                 reason = f"{type(error).__name__}: {error}"
         await self._put_aside(delivery, reason)
-
-    async def _rest(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
 
     async def _apply(self, deliveries: Sequence[Delivery]) -> None:
         parts: _Parts = []
@@ -163,13 +146,12 @@ class Applier:
             parts.append((delivery, [_Work(command, delivery.redelivered) for command in commands]))
         parts = await self._round(parts, waits=True)
         until = asyncio.get_running_loop().time() + PREDECESSOR_SECONDS
-        pause = LOOK_AGAIN_SECONDS
+        pauses = Pauses(LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS_MAX)
         while parts:
             self._wait_aside()
-            await self._rest(pause)
-            if self._stopping.is_set():
+            await self.background.rest(pauses.next())
+            if self.background.stopping:
                 return  # the broker keeps them
-            pause = min(pause * 2, LOOK_AGAIN_SECONDS_MAX)
             parts = await self._round(parts, waits=asyncio.get_running_loop().time() < until)
 
     def _wait_aside(self) -> None:
@@ -181,9 +163,9 @@ class Applier:
 
     async def _round(self, parts: _Parts, *, waits: bool) -> _Parts:
         """Settle what can be settled, acknowledge messages that are done, and return what is left."""
-        settled, later = await self._settle([work for _, works in parts for work in works], waits=waits)
+        done, later = await self._settle([work for _, works in parts for work in works], waits=waits)
         try:
-            await self._temporary.settle(settled)
+            await self._temporary.settle(done)
         except RedisUnavailable as error:
             # Readers find the orders in the database, which is asked where Redis knows nothing newer.
             log.warning("stored orders stay marked as waiting: Redis cannot be reached", error=str(error))
@@ -204,7 +186,7 @@ class Applier:
 
     async def _settle(self, work: Sequence[_Work], *, waits: bool) -> tuple[list[Settled], list[_Work]]:
         """Carry out commands; return what became of them, and which must wait for their predecessors."""
-        settled = []
+        done = []
         waiting: list[_Work] = []
         while work:
             requests = [each.command.request(waits=waits, again=each.again) for each in work]
@@ -216,26 +198,9 @@ class Applier:
                     # Its id was thought to be new, and is in the database: then it comes a second time.
                     again.append(_Work(each.command, again=True))
                 else:
-                    settled.append(await self._settled(each.command, outcome))
+                    done.append(await settled(each.command, outcome, self._carry_out))
             work = again
-        return settled, waiting
-
-    async def _settled(self, queued: QueuedCommand, outcome: Outcome) -> Settled:
-        command = queued.command
-        if isinstance(outcome, Replayed) and (other := queued.other_order(outcome.answer)):
-            return Settled(command.order_id, queued.token, other, queued.key.key if queued.key else None)
-        if isinstance(outcome, (Applied, Replayed)):
-            return Settled(command.order_id, queued.token)
-        if isinstance(outcome, DuplicateOrder) and isinstance(command, PlaceOrder) and command.fresh:
-            return Settled(command.order_id, queued.token)  # its id is its own: it is the same order
-        reason = str(outcome)
-        log.warning("a queued command was refused", order_id=command.order_id, error=reason)
-        if isinstance(outcome, IdempotencyMismatch):
-            return Settled(command.order_id, queued.token, reason)
-        (recorded,) = await self._carry_out([queued.refusal(reason)])
-        if isinstance(recorded, OrderNotFound):
-            return Settled(command.order_id, queued.token, reason)
-        return Settled(command.order_id, queued.token)
+        return done, waiting
 
     async def _carry_out(self, requests: Sequence[Request]) -> list[Outcome]:
         """Submit requests, waiting for the database for as long as it takes."""
@@ -245,14 +210,13 @@ class Applier:
         return [outcome for part in await asyncio.gather(*map(self._submit, parts)) for outcome in part]
 
     async def _submit(self, requests: Sequence[Request]) -> list[Outcome]:
-        pause = PAUSE_SECONDS_MIN
+        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         while True:
             try:
                 return await self._committer.submit_patiently(requests)
             except Unavailable as error:
                 log.info("queued commands wait for the database", count=len(requests), error=str(error))
                 # Until the drain is over: then the task is cancelled and the broker keeps them.
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+                await asyncio.sleep(pauses.next())
             except ConstraintViolated as error:
                 return [error for _ in requests]

@@ -8,11 +8,9 @@ database: a broker that was wiped is given it again.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -23,6 +21,7 @@ from expediter.backends.batching import Gatherer
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.databases import Connection, Database
 from expediter.backends.redis_client import RedisUnavailable
+from expediter.backends.tasks import Background, within
 from expediter.errors import (
     BrokerUnavailable,
     CommitUncertain,
@@ -61,7 +60,6 @@ TOKEN_KEEP = 86_400 * MICROSECONDS
 Word = Callable[[Order | None, tuple[Line, ...], str], Answer]
 
 _Known = tuple[Order, Job | None, tuple[Line, ...]]
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -87,21 +85,18 @@ class QueuedIntake:
             self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
         )
         self._unstored = Unstored(database, committer, broker, temporary)
-        self._task: asyncio.Task[None] | None = None
+        self.background = Background("intake", self._look_after)
         #: Why commands are stored directly now; None while the broker takes them.
         self.failing: str | None = None
 
     def start(self) -> None:
         """Begin to look after what was accepted."""
-        self._task = asyncio.create_task(self._look_after(), name="intake")
+        self.background.start()
 
     async def stop(self) -> None:
         """Send what was asked for, then stop."""
         await self._messages.finish()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await self.background.stop(grace_seconds=0)
 
     async def submit(self, request: Request, word: Word) -> Outcome | Queued:
         """Accept a request, and return its answer as `word` has it.
@@ -179,14 +174,7 @@ class QueuedIntake:
             known = await load_answers(connection, [key.key], await connection.now())
             return replay_answer(key, known[key.key]) if key.key in known else None
 
-        return await self._within(self._database.read(work))
-
-    async def _within(self, reading: Awaitable[T]) -> T | None:
-        """Return what was read, None if it takes too long or the database is away; the reading itself goes on."""
-        task = asyncio.ensure_future(reading)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([task], timeout=JUDGE_SECONDS)
-        return None if not task.done() or isinstance(task.exception(), Unavailable) else task.result()
+        return await within(self._database.read(work), JUDGE_SECONDS)
 
     async def _give_up(self, key: IdempotencyKey, *, forget: bool) -> None:
         try:
@@ -268,7 +256,7 @@ class QueuedIntake:
             if temporary.prediction is not None:
                 predicted = temporary.prediction
                 return temporary, (predicted.order, predicted.job, predicted.lines)
-        looked = await self._within(self._look_up(command.order_id, placing=placing))
+        looked = await within(self._look_up(command.order_id, placing=placing), JUDGE_SECONDS)
         if looked is None:
             return temporary, None
         (stored,) = looked
@@ -327,8 +315,8 @@ class QueuedIntake:
         return kept
 
     async def _look_after(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS / 2)
+        while not self.background.stopping:
+            await self.background.rest(LOOK_SECONDS / 2)
             await self._look_whether_it_works()
             await self._unstored.look_after()
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.cache import Entry
 from expediter.backends.redis_client import RedisUnavailable
+from expediter.backends.tasks import within
 from expediter.errors import BrokerUnavailable, CommandRefused, OrderNotFound, Unavailable
 from expediter.queued.temporary import LOSS_SECONDS, Found, TemporaryOrders
 
@@ -73,7 +74,7 @@ class AcceptedOrders:
             if entry is None and (found is None or not found.certain):
                 return await self._look_again(order_id, stored)
             return entry
-        entry = await _within(stored(), NEWER_SECONDS_MAX)
+        entry = await within(stored(), NEWER_SECONDS_MAX)
         newer = entry is not None and (entry.version > temporary.version or temporary.document is None)
         if newer and not temporary.deleted:
             return entry
@@ -131,13 +132,3 @@ class AcceptedOrders:
             if asyncio.get_running_loop().time() > deadline:
                 raise Unavailable("The order was accepted and is not stored yet; try again")
             await asyncio.sleep(STORED_AGAIN_SECONDS)
-
-
-async def _within(reading: Awaitable[Entry | None], seconds: float) -> Entry | None:
-    """Return what was read, None if it takes longer or the database is away; the reading itself goes on."""
-    task = asyncio.ensure_future(reading)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.wait([task], timeout=seconds)
-    if not task.done() or isinstance(task.exception(), Unavailable):
-        return None
-    return task.result()

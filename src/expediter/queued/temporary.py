@@ -19,7 +19,15 @@ import msgspec
 import structlog
 
 from expediter.backends.batching import Gatherer
-from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
+from expediter.backends.redis_client import (
+    RedisUnavailable,
+    Run,
+    connect,
+    deadline,
+    forget_idle,
+    place_of,
+    unlink_all,
+)
 from expediter.orders.order import Job, Line, Order
 
 #: Seconds that one call may take.
@@ -257,15 +265,7 @@ class TemporaryOrders:
 
     async def clear(self) -> None:
         """Forget every order and every answer."""
-        for pattern in ("temp_order:*", "idempotency:*"):
-            cursor = 0
-            while True:
-                async with self._bounded():
-                    cursor, keys = await self._client.scan(cursor, pattern, count=1000)
-                    if keys:
-                        await self._client.unlink(*keys)
-                if not cursor:
-                    break
+        await unlink_all(self._client, "temp_order:*", "idempotency:*")
 
     async def check(self) -> None:
         """See whether Redis answers."""

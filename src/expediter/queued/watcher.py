@@ -21,17 +21,14 @@ from expediter.backends.databases import Database
 from expediter.backends.redis_client import RedisUnavailable
 from expediter.errors import (
     BrokerUnavailable,
-    DuplicateOrder,
     ExpediterError,
-    IdempotencyMismatch,
     NotYetApplied,
 )
-from expediter.orders.commands import PlaceOrder
 from expediter.queued.message import QueuedCommand, pack
+from expediter.queued.outcome import settled
 from expediter.queued.temporary import Settled, Temporary, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
-from expediter.store.submissions import Outcome, Replayed
 
 #: The bytes at which a message is full.
 MESSAGE_BYTES = 512 * 1024
@@ -152,15 +149,15 @@ class Unstored:
         by_key = [each.accepted.command.key.key for each in waiting if each.accepted.command.key is not None]
         stored = await self._database.read(partial(lookups.which_are_stored, order_ids=by_order, keys=by_key))
         missing = []
-        settled = []
+        done = []
         for each in waiting:
             command = each.accepted.command
             if (command.key.key if command.key else command.command.order_id) in stored:
                 self._remembered.pop(command.token, None)
-                settled.append(Settled(command.command.order_id, command.token))
+                done.append(Settled(command.command.order_id, command.token))
             else:
                 missing.append(each)
-        await self._temporary.settle_if_possible(settled)
+        await self._temporary.settle_if_possible(done)
         return missing
 
     async def _store_directly(self, missing: Sequence[_Remembered]) -> None:
@@ -173,26 +170,12 @@ class Unstored:
             for each in missing
         ]
         outcomes = await self._committer.submit_patiently(requests)
-        settled = []
+        done = []
         for each, outcome in zip(missing, outcomes, strict=True):
             if not isinstance(outcome, NotYetApplied):
-                settled.append(await self._settled(each.accepted.command, outcome))
+                done.append(await settled(each.accepted.command, outcome, self._committer.submit_patiently))
                 self._remembered.pop(each.accepted.command.token, None)
-        await self._temporary.settle_if_possible(settled)
-
-    async def _settled(self, command: QueuedCommand, outcome: Outcome) -> Settled:
-        placed = command.command
-        same = isinstance(outcome, DuplicateOrder) and isinstance(placed, PlaceOrder) and placed.fresh
-        if isinstance(outcome, Replayed) and (other := command.other_order(outcome.answer)):
-            return Settled(placed.order_id, command.token, other, command.key.key if command.key else None)
-        if not isinstance(outcome, ExpediterError) or same:
-            return Settled(placed.order_id, command.token)
-        log.warning("an accepted command was refused", order_id=placed.order_id, error=str(outcome))
-        recorded: Outcome = outcome
-        if not isinstance(outcome, IdempotencyMismatch):
-            (recorded,) = await self._committer.submit_patiently([command.refusal(str(outcome))])
-        refused = isinstance(recorded, ExpediterError)
-        return Settled(placed.order_id, command.token, str(outcome) if refused else None)
+        await self._temporary.settle_if_possible(done)
 
 
 async def publish(broker: Broker, accepted: Sequence[Accepted]) -> None:

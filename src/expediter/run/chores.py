@@ -8,11 +8,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import uuid_utils
-
 from expediter.backends.databases import open_database
 from expediter.errors import ConfigurationError, ExpediterError
-from expediter.orders.samples import sample_order
+from expediter.orders.samples import sample_orders
 from expediter.run.service import open_parts, open_service
 from expediter.settings import Settings
 from expediter.store.migrations import upgrade
@@ -20,25 +18,22 @@ from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
 from expediter.upkeep.doctor import Finding
-
-#: Made-up orders that are stored in one transaction.
-_SEEDS_PER_BATCH = 200
+from expediter.web.api.admin import SAMPLES_PER_BATCH
+from expediter.web.api.orders import new_order_id
 
 
 async def seed(settings: Settings, count: int, advance: Callable[[int], None]) -> None:
     """Store `count` made-up orders; `advance` is told how many more are stored. Raises Unavailable."""
     rng = random.Random()
     async with open_service(settings, working=False) as service:
-        for start in range(0, count, _SEEDS_PER_BATCH):
-            orders = [
-                sample_order(
-                    rng,
-                    lambda: f"ORD-{uuid_utils.uuid7()}",
-                    currency=settings.default_currency,
-                    stages=settings.stages,
-                )
-                for _ in range(min(_SEEDS_PER_BATCH, count - start))
-            ]
+        for start in range(0, count, SAMPLES_PER_BATCH):
+            orders = sample_orders(
+                min(SAMPLES_PER_BATCH, count - start),
+                rng,
+                new_order_id,
+                currency=settings.default_currency,
+                stages=settings.stages,
+            )
             outcomes = await service.committer.submit_patiently([Request(order) for order in orders])
             for outcome in outcomes:
                 if isinstance(outcome, ExpediterError):

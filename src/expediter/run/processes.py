@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import structlog
 
+from expediter.backends.tasks import Background, Pauses
 from expediter.errors import ConfigurationError
 
 #: Pause before a process that died is started again, in seconds; it doubles with each death, up to the second one.
@@ -102,6 +104,8 @@ class Supervisor:
         self._seconds_max = drain_seconds + STOP_SECONDS_MARGIN
         self._run_dir = run_dir
         self._stop = asyncio.Event()
+        self._refusal: ConfigurationError | None = None
+        self._keepers: dict[str, Background] = {}
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._reports: dict[str, list[str]] = {}
         self._statuses: dict[str, int] = {}
@@ -115,53 +119,57 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        stopped = asyncio.create_task(self._stop.wait())
-        keepers = [asyncio.create_task(self._keep(plan, on_ready)) for plan in self._plans]
+        for plan in self._plans:
+            self._keepers[plan.name] = Background(plan.name, partial(self._keep, plan, on_ready))
+            self._keepers[plan.name].start()
         try:
-            await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
+            await self._stop.wait()
         finally:
             self._stop.set()
-            await self._end(keepers)
-            outcomes = await asyncio.gather(*keepers, return_exceptions=True)
+            await self._end()
         if unready := [plan.name for plan in self._plans if plan.name not in self._reports]:
             log.warning("processes were stopped before they were ready", processes=unready)
         log.info("every process has stopped")
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        if self._refusal is not None:
+            raise self._refusal
         # One that had no time yet to listen to signals ends by the one that it was sent.
         return all(status in (0, -signal.SIGTERM) for status in self._statuses.values())
 
-    async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+    async def _end(self) -> None:
         self._listener.close()
+        keepers = self._keepers.values()
+        for keeper in keepers:
+            keeper.stop_soon()
         for process in self._running.values():
             _send(process, signal.SIGTERM)
-        _, late = await asyncio.wait(keepers, timeout=self._seconds_max)
+        ended = asyncio.gather(*(keeper.stop() for keeper in keepers))
+        await asyncio.wait([ended], timeout=self._seconds_max)
         for name, process in self._running.items():
             log.error("a process did not stop in time and is killed", process=name, pid=process.pid)
             _send(process, signal.SIGKILL)
-        if late:
-            await asyncio.wait(late)
+        await ended
 
     async def _keep(self, plan: Plan, on_ready: Callable[[list[str]], None]) -> None:
         loop = asyncio.get_running_loop()
-        pause = PAUSE_SECONDS_MIN
-        while True:
+        keeper = self._keepers[plan.name]
+        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
+        while not keeper.stopping:
             started = loop.time()
-            ended = await self._live(plan, on_ready)
+            try:
+                ended = await self._live(plan, on_ready)
+            except ConfigurationError as refused:
+                self._refusal = self._refusal or refused
+                self._stop.set()
+                return
             if self._stop.is_set():
                 return
             if loop.time() - started >= WELL_SECONDS:
-                pause = PAUSE_SECONDS_MIN
+                pauses.reset()
+            pause = pauses.next()
             log.warning(
                 "a process ended and is started again", process=plan.name, ended=ended, pause_seconds=pause
             )
-            try:
-                await asyncio.wait_for(self._stop.wait(), pause)
-            except TimeoutError:
-                pause = min(2 * pause, PAUSE_SECONDS_MAX)
-            else:
-                return
+            await keeper.rest(pause)
 
     async def _live(self, plan: Plan, on_ready: Callable[[list[str]], None]) -> str:
         """Start a process, wait for its end, and say how it ended."""
@@ -174,7 +182,7 @@ class Supervisor:
             return f"it could not be started: {error}"
         self._running[plan.name] = process
         self._write_pid(plan, process.pid)
-        if self._stop.is_set():
+        if self._keepers[plan.name].stopping:
             _send(process, signal.SIGTERM)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
@@ -183,8 +191,12 @@ class Supervisor:
                 self._note(plan, report["ready"], on_ready)
             status = await process.wait()
         finally:
+            # Whatever went wrong here: it begins again with a process of its own.
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
             writer.close()
-        del self._running[plan.name]
+            del self._running[plan.name]
         self._statuses[plan.name] = status
         self._remove_pid(plan)
         if "refused" in report or status == USAGE:

@@ -16,6 +16,7 @@ from expediter.backends.batching import Gatherer
 from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
+from expediter.backends.tasks import Background
 from expediter.errors import BrokerUnavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
 from expediter.orders.order import MICROSECONDS, Line
@@ -57,6 +58,8 @@ class Service:
     temporary: TemporaryOrders | None
     intake: QueuedIntake | None
     applier: Applier | None
+    hints: Hints | None
+    housekeeping: Background
     drain_until: float | None = None
 
     def begin_drain(self) -> None:
@@ -76,9 +79,11 @@ class Service:
         assert self.drain_until is not None
         return max(0.0, self.drain_until - asyncio.get_running_loop().time())
 
-    def workers_alive(self) -> bool:
-        """Whether what works in this process still does."""
-        return all(part is None or part.alive for part in (self.worker, self.applier))
+    def ended(self) -> list[str]:
+        """Return the names of what should run in the background, and does not any more."""
+        parts = (self.committer, self.worker, self.applier, self.intake, self.hints)
+        works = [self.housekeeping, *(part.background for part in parts if part is not None)]
+        return [work.name for work in works if work.ended]
 
     @property
     def concurrency(self) -> int:
@@ -103,12 +108,13 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
             service.applier.start()
         if service.intake is not None:
             service.intake.start()
-        hints = _hints(service)
-        housekeeping = asyncio.create_task(service.committer.keep_house())
+        if service.hints is not None and service.worker is not None:
+            service.hints.listen(service.worker.wake)
+        service.housekeeping.start()
         try:
             yield service
         finally:
-            housekeeping.cancel()
+            await service.housekeeping.stop(grace_seconds=0)
             if service.intake is not None:
                 await service.intake.stop()
             if service.applier is not None:
@@ -116,8 +122,8 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
             if service.worker is not None:
                 await service.worker.stop(service.drain_seconds_left)
             await service.committer.stop()
-            if hints is not None:
-                await hints.stop()
+            if service.hints is not None:
+                await service.hints.stop()
 
 
 async def _reach(broker: Broker | None) -> None:
@@ -166,6 +172,10 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
     committer.on_commit(queries.notice)
+    hints = None
+    if broker is not None:
+        hints = Hints(broker)
+        committer.on_commit(hints.notice)
     return Service(
         settings=settings,
         database=database,
@@ -179,18 +189,9 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         temporary=temporary,
         intake=intake,
         applier=applier,
+        hints=hints,
+        housekeeping=Background("housekeeping", committer.keep_house),
     )
-
-
-def _hints(service: Service) -> Hints | None:
-    """Give hints by the broker, and take them where there are workers."""
-    if service.broker is None:
-        return None
-    hints = Hints(service.broker)
-    service.committer.on_commit(hints.notice)
-    if service.worker is not None:
-        hints.listen(service.worker.wake)
-    return hints
 
 
 def _gateway(settings: Settings) -> PaymentGateway:

@@ -30,6 +30,23 @@ def bind(settings: Settings, *, insecure: bool) -> socket.socket:
     return listen(settings.host, settings.port)
 
 
+def context_of(service: Service, *, working: bool) -> Context:
+    """Return what the web works with; `working`: workers run in this process."""
+    return Context(
+        settings=service.settings,
+        committer=service.committer,
+        queries=service.queries,
+        cache=service.cache,
+        durability=service.database.durability,
+        database=service.database.describe(),
+        working=working,
+        ended=service.ended,
+        broker=service.broker,
+        intake=service.intake,
+        temporary=service.temporary,
+    )
+
+
 async def serve(
     settings: Settings,
     *,
@@ -50,19 +67,7 @@ async def serve(
         access_log(settings.access_log_file, settings.access_log_format) as logged,
         open_service(settings, working=working) as service,
     ):
-        context = Context(
-            settings=settings,
-            committer=service.committer,
-            queries=service.queries,
-            cache=service.cache,
-            durability=service.database.durability,
-            database=service.database.describe(),
-            working=working,
-            worker_alive=service.workers_alive,
-            broker=service.broker,
-            intake=service.intake,
-            temporary=service.temporary,
-        )
+        context = context_of(service, working=working)
         server = Server(
             logged(create_app(context)),
             turn_away=logged(turn_away),

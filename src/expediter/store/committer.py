@@ -16,6 +16,7 @@ import structlog
 
 from expediter.backends.cache import Cache
 from expediter.backends.databases import Connection, Database
+from expediter.backends.tasks import Background
 from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import clear, remove_expired_keys, retire_caches
@@ -55,13 +56,12 @@ class Committer:
         self._queued = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
         #: What is committed, and not told yet to those who asked for it.
         self._committed: list[tuple[list[_Group], list[Outcome]]] = []
         self._late: asyncio.TimerHandle | None = None
-        self._stopping = False
         #: Why the last transaction was not stored; None when it was.
         self.failing: str | None = None
         self.commits = 0
@@ -73,15 +73,13 @@ class Committer:
 
     def start(self) -> None:
         """Begin to commit."""
-        self._task = asyncio.create_task(self._run(), name="committer")
+        self.background.start()
 
     async def stop(self) -> None:
         """Commit what was asked for so far, then stop."""
-        if self._task is not None:
-            self._stopping = True
-            self._wake.set()
-            await asyncio.wait([self._task])
-            self._task = None
+        self.background.stop_soon()
+        self._wake.set()
+        await self.background.stop()
 
     async def submit(self, request: Request) -> Outcome:
         """Carry out one request; see `submit_all`."""
@@ -112,7 +110,7 @@ class Committer:
         return done
 
     async def _run(self) -> None:
-        while self._queue or not self._stopping:
+        while self._queue or not self.background.stopping:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
@@ -123,7 +121,7 @@ class Committer:
                     # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
                     self._give_up(groups, error)
                     log.exception("a batch failed")
-            if self._stopping:
+            if self.background.stopping:
                 self._wake.set()
 
     def _next_batch(self) -> list[_Group]:
@@ -227,10 +225,6 @@ class Committer:
                 removed = await self.housekeep()
             except ExpediterError as error:
                 log.warning("expired idempotency keys could not be removed", error=str(error))
-                removed = 0
-            except Exception:
-                # A bug, then, which the log shows whole: upkeep that fails once must not end for good.
-                log.exception("expired idempotency keys could not be removed")
                 removed = 0
             await asyncio.sleep(0 if removed else HOUSEKEEPING_SECONDS)
 

@@ -10,18 +10,17 @@ from sqlalchemy import bindparam, delete, select
 from expediter.backends.databases import Connection
 from expediter.errors import IdempotencyMismatch
 from expediter.store import schema
+from expediter.store.statements import among
 from expediter.store.submissions import Answer, IdempotencyKey, Replayed
 
 #: An answer and what identifies the request that it was given to.
 Kept = tuple[str, Answer]
 
 _LOAD_KEYS = select(schema.idempotency_keys).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True)),
+    among(schema.idempotency_keys.c.idempotency_key),
     schema.idempotency_keys.c.expires_at > bindparam("now"),
 )
-REMOVE_KEYS = delete(schema.idempotency_keys).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
-)
+REMOVE_KEYS = delete(schema.idempotency_keys).where(among(schema.idempotency_keys.c.idempotency_key))
 _REMOVE_EXPIRED = REMOVE_KEYS.where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
 
 _to_json = msgspec.json.Encoder().encode

@@ -11,11 +11,12 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
 from expediter.backends.databases import Connection
 from expediter.errors import DuplicateOrder
 from expediter.orders.events import Event
-from expediter.orders.order import NEVER, Attempt, Job, Line, Order, PaymentOutcome, Status
+from expediter.orders.order import NEVER, Attempt, Job, Line, Order, Status
 from expediter.orders.resilience import Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
-from expediter.store.rows import lines_by_order, read_order, read_order_and_job
+from expediter.store.rows import lines_by_order, read_attempt, read_order, read_order_and_job
+from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
 from expediter.store.submissions import PageQuery
 
 
@@ -28,15 +29,9 @@ class HistoryRow(NamedTuple):
     data: str
 
 
-_ORDERS = select(schema.orders).where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
-_ORDER_AND_JOB = (
-    select(schema.orders, schema.jobs)
-    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
-    .where(schema.orders.c.order_id == bindparam("order_id"))
-)
+_ORDERS = select(schema.orders).where(among(schema.orders.c.order_id))
+_ORDER_AND_JOB = ORDERS_AND_JOBS.where(schema.orders.c.order_id == bindparam("order_id"))
 _VERSION = select(schema.orders.c.version).where(schema.orders.c.order_id == bindparam("order_id"))
-# In no order: asked for one, PostgreSQL may walk the whole index in it until it has its statistics.
-_LINES = select(schema.order_lines).where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
 _HISTORY = (
     select(schema.events.c.number, schema.events.c.at, schema.events.c.type, schema.events.c.data)
     .where(schema.events.c.order_id == bindparam("order_id"))
@@ -54,16 +49,11 @@ _IDS = (
     .order_by(schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
     .limit(bindparam("limit"))
 )
-_STORED_ORDERS = select(schema.orders.c.order_id).where(
-    schema.orders.c.order_id.in_(bindparam("ids", expanding=True))
-)
-_DELETED_ORDERS = select(schema.deleted_orders.c.order_id).where(
-    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
-)
+_STORED_ORDERS = select(schema.orders.c.order_id).where(among(schema.orders.c.order_id))
 _STORED_KEYS = select(schema.idempotency_keys.c.idempotency_key).where(
-    schema.idempotency_keys.c.idempotency_key.in_(bindparam("ids", expanding=True))
+    among(schema.idempotency_keys.c.idempotency_key)
 )
-_LOCK_FEED = select(schema.feed.c.position).with_for_update()
+_LOCK_FEED = FEED.with_for_update()
 _EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
     schema.events.c.order_id == bindparam("order_id"), schema.events.c.number == bindparam("number")
 )
@@ -106,7 +96,7 @@ async def order_job_and_lines(
     """
     rows = await connection.fetch(_ORDER_AND_JOB, order_id=order_id)
     if not rows:
-        if placing and await connection.fetch(_DELETED_ORDERS, ids=[order_id]):
+        if placing and await connection.fetch(DELETED_ORDERS, ids=[order_id]):
             raise DuplicateOrder(order_id, deleted=True)
         return None
     lines = await lines_of(connection, [order_id])
@@ -116,7 +106,7 @@ async def order_job_and_lines(
 async def which_are_stored(connection: Connection, order_ids: list[str], keys: list[str]) -> set[str]:
     """Return which of these orders are, or were once, in the database, and which of these idempotency keys."""
     found: set[str] = set()
-    for statement, ids in ((_STORED_ORDERS, order_ids), (_DELETED_ORDERS, order_ids), (_STORED_KEYS, keys)):
+    for statement, ids in ((_STORED_ORDERS, order_ids), (DELETED_ORDERS, order_ids), (_STORED_KEYS, keys)):
         if ids:
             found.update(row[0] for row in await connection.fetch(statement, ids=ids))
     return found
@@ -137,22 +127,7 @@ async def was_committed(connection: Connection, event: Event | None) -> bool:
 async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, ...]:
     """Return every call to the gateway about an order, oldest first."""
     rows = await connection.fetch(_ATTEMPTS, order_id=order_id)
-    return tuple(
-        Attempt(
-            order_id=row[0],
-            number=row[1],
-            action=row[2],
-            gateway_key=row[3],
-            amount_minor=row[4],
-            currency=row[5],
-            started_at=row[6],
-            finished_at=row[7],
-            outcome=PaymentOutcome(row[8]) if row[8] else None,
-            reference=row[9],
-            error=row[10],
-        )
-        for row in rows
-    )
+    return tuple(read_attempt(row) for row in rows)
 
 
 async def history(connection: Connection, order_id: str) -> list[HistoryRow] | None:
@@ -178,7 +153,7 @@ async def page(connection: Connection, query: PageQuery) -> list[Order]:
 
 async def lines_of(connection: Connection, ids: list[str]) -> dict[str, list[Line]]:
     """Return the lines of these orders (at least one), by order id."""
-    return lines_by_order(await connection.fetch(_LINES, ids=ids), ids)
+    return lines_by_order(await connection.fetch(LINES, ids=ids), ids)
 
 
 #: One compiled statement for each combination of filters that was asked for (at most 2**5).

@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, delete, func, select, update
 from expediter.backends.databases import Connection
 from expediter.store import schema
 from expediter.store.idempotency import REMOVE_KEYS, keep_answers, load_answers, replay_answer
+from expediter.store.statements import DELETED_ORDERS, among
 from expediter.store.submissions import Answer, IdempotencyKey, Replayed
 
 #: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
@@ -42,22 +43,19 @@ _AT_REST = (
     select(schema.orders.c.order_id, schema.orders.c.version)
     .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
     .where(
-        schema.orders.c.order_id.in_(bindparam("ids", expanding=True)),
+        among(schema.orders.c.order_id),
         schema.orders.c.updated_at < bindparam("before"),
         schema.jobs.c.order_id.is_(None),
     )
 )
-_LONG_DELETED = select(schema.deleted_orders.c.order_id).where(
-    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True)),
-    schema.deleted_orders.c.deleted_at < bindparam("before"),
-)
-_HISTORIES = select(schema.events).where(schema.events.c.order_id.in_(bindparam("ids", expanding=True)))
+_LONG_DELETED = DELETED_ORDERS.where(schema.deleted_orders.c.deleted_at < bindparam("before"))
+_HISTORIES = select(schema.events).where(among(schema.events.c.order_id))
 _LOCK_ORDERS = (
     select(schema.orders.c.order_id, schema.orders.c.version)
-    .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+    .where(among(schema.orders.c.order_id))
     .with_for_update()
 )
-_REMOVE_HISTORIES = delete(schema.events).where(schema.events.c.order_id.in_(bindparam("ids", expanding=True)))
+_REMOVE_HISTORIES = delete(schema.events).where(among(schema.events.c.order_id))
 
 
 class OldEvent(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from expediter.orders.resilience import Breaker
 from expediter.store import lookups
 from expediter.store.jobs import Backlog, backlog
 from expediter.store.lookups import HistoryRow
+from expediter.store.rows import count_of
 from expediter.store.submissions import Applied, PageQuery
 
 #: How often a waiting reader looks at the store for itself, in seconds: another process may have made the change.
@@ -245,5 +246,5 @@ async def _documents(connection: Connection, orders: Sequence[Order]) -> list[ms
 
 def _total(counters: dict[str, int], status: Status | None) -> int:
     if status is not None:
-        return counters.get(f"status:{status}", 0)
-    return sum(counters.get(f"status:{each}", 0) for each in Status)
+        return count_of(counters, status)
+    return count_of(counters, *Status)

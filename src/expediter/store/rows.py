@@ -1,10 +1,22 @@
 """Orders, lines and jobs as rows and back: the one place that knows how a field is stored."""
 
-from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any
 
-from expediter.orders.order import Job, JobKind, Line, Order, PaymentStatus, Stages, Status
+from msgspec.structs import astuple, replace
+
+from expediter.orders.order import (
+    Attempt,
+    Job,
+    JobKind,
+    Line,
+    Order,
+    PaymentOutcome,
+    PaymentStatus,
+    Stages,
+    Status,
+)
 from expediter.orders.resilience import Breaker
 from expediter.store import schema
 
@@ -13,9 +25,15 @@ Row = Sequence[Any]
 
 # `_value_` is `value` without a property's call: four of them are on every order's way.
 
-#: The counters of all jobs, and of the parked ones among them.
+#: The counters of all jobs, of the parked ones among them, of completed orders, and of the microseconds that those
+#: took from the start of work and from their creation.
 JOBS = "jobs"
 DEAD_JOBS = "jobs:dead"
+COMPLETED = "completed"
+COMPLETED_WORK = "completed:work"
+COMPLETED_TOTAL = "completed:total"
+#: The counters of orders in each status.
+STATUS_COUNTERS: Mapping[Status, str] = {status: f"status:{status.value}" for status in Status}
 
 #: The columns of `orders` that change after an order is placed, in the order of `changed_order_row`.
 ORDER_CHANGES = (
@@ -38,10 +56,13 @@ _PAYMENT_STATUS = {status.value: status for status in PaymentStatus}
 _STAGES = {stages.value: stages for stages in Stages}
 _KIND = {kind.value: kind for kind in JobKind}
 
-_STATUS_COUNTERS = {status: f"status:{status.value}" for status in Status}
 _number = attrgetter("line")
 
-_ORDER_WIDTH = len(schema.orders.columns)
+_ORDER_COLUMNS = schema.orders.columns.keys()
+_ORDER_WIDTH = len(_ORDER_COLUMNS)
+#: The flags, counted from the first column after the customer's id.
+_PRICED, _CHARGING = (_ORDER_COLUMNS.index(name) - 6 for name in ("priced", "charging"))
+_changes = itemgetter(*map(_ORDER_COLUMNS.index, (*ORDER_CHANGES, "order_id")))
 
 
 def id_columns(value: int | str | None) -> tuple[str | None, int]:
@@ -57,7 +78,7 @@ def id_value(text: str | None, number: int) -> int | str | None:
 
 
 def order_row(order: Order) -> Row:
-    """Return the row of a new order."""
+    """Return the row of an order. Field by field: by their names it takes three times as long, for every order."""
     customer_id, number = id_columns(order.customer_id)
     return (
         order.order_id,
@@ -88,64 +109,23 @@ def order_row(order: Order) -> Row:
 
 def changed_order_row(order: Order) -> Row:
     """Return the values of ORDER_CHANGES, then the order id."""
-    return (
-        order.status._value_,
-        order.payment_status._value_,
-        order.version,
-        order.updated_at,
-        order.processing_started_at,
-        order.completed_at,
-        order.cancelled_at,
-        int(order.charging),
-        order.generation,
-        order.attempts,
-        order.charge_started_at,
-        order.last_error,
-        order.order_id,
-    )
+    changed: Row = _changes(order_row(order))
+    return changed
 
 
 def read_order(row: Row) -> Order:
     """Return the order that the first columns of `row` hold."""
-    return Order(
-        order_id=row[0],
-        status=_STATUS[row[1]],
-        payment_status=_PAYMENT_STATUS[row[2]],
-        stages=_STAGES[row[3]],
-        customer_id=id_value(row[4], row[5]),
-        customer_name=row[6],
-        currency=row[7],
-        total_minor=row[8],
-        priced=bool(row[9]),
-        metadata=row[10],
-        payment_token=row[11],
-        version=row[12],
-        created_at=row[13],
-        updated_at=row[14],
-        processing_started_at=row[15],
-        completed_at=row[16],
-        cancelled_at=row[17],
-        charging=bool(row[18]),
-        generation=row[19],
-        attempts=row[20],
-        charge_started_at=row[21],
-        last_error=row[22],
-    )
+    order_id, status, payment_status, stages, customer, number, *more = row[:_ORDER_WIDTH]
+    more[_PRICED] = bool(more[_PRICED])
+    more[_CHARGING] = bool(more[_CHARGING])
+    statuses = _STATUS[status], _PAYMENT_STATUS[payment_status], _STAGES[stages]
+    return Order(order_id, *statuses, id_value(customer, number), *more)
 
 
 def job_row(order_id: str, job: Job) -> Row:
     """Return the row of an order's job."""
-    return (
-        order_id,
-        job.kind._value_,
-        job.due_at,
-        job.created_at,
-        job.holder,
-        job.fence,
-        job.claims,
-        job.failures,
-        job.dead_at,
-    )
+    kind, *more = astuple(job)
+    return (order_id, kind._value_, *more)
 
 
 def read_order_and_job(row: Row) -> tuple[Order, Job | None]:
@@ -156,16 +136,19 @@ def read_order_and_job(row: Row) -> tuple[Order, Job | None]:
 
 def read_job(row: Row) -> Job:
     """Return the job that a row of `jobs` holds."""
-    return Job(
-        kind=_KIND[row[1]],
-        due_at=row[2],
-        created_at=row[3],
-        holder=row[4],
-        fence=row[5],
-        claims=row[6],
-        failures=row[7],
-        dead_at=row[8],
-    )
+    return Job(_KIND[row[1]], *row[2:])
+
+
+def attempt_row(attempt: Attempt) -> Row:
+    """Return the row of a call to the gateway that has no outcome yet."""
+    return astuple(attempt)
+
+
+def read_attempt(row: Row) -> Attempt:
+    """Return the call that a row of `payment_attempts` holds."""
+    attempt = Attempt(*row)
+    outcome = attempt.outcome
+    return attempt if outcome is None else replace(attempt, outcome=PaymentOutcome(outcome))
 
 
 def line_row(order_id: str, line: Line) -> Row:
@@ -194,16 +177,21 @@ def read_breaker(row: Row) -> Breaker:
     return Breaker(failures=row[1], open_until=row[2], probe_holder=row[3], probe_until=row[4])
 
 
+def count_of(counters: Mapping[str, int], *statuses: Status) -> int:
+    """Return how many orders are in these statuses."""
+    return sum(counters.get(STATUS_COUNTERS[status], 0) for status in statuses)
+
+
 def count_order(total: dict[str, int], order: Order, sign: int) -> None:
     """Add what an order adds to each counter (`sign` 1), or take it away (-1); times are in microseconds."""
-    name = _STATUS_COUNTERS[order.status]
+    name = STATUS_COUNTERS[order.status]
     total[name] = total.get(name, 0) + sign
     if order.completed_at is not None:
         started = order.processing_started_at or order.created_at
         for name, value in (
-            ("completed", 1),
-            ("completed:work", order.completed_at - started),
-            ("completed:total", order.completed_at - order.created_at),
+            (COMPLETED, 1),
+            (COMPLETED_WORK, order.completed_at - started),
+            (COMPLETED_TOTAL, order.completed_at - order.created_at),
         ):
             total[name] = total.get(name, 0) + sign * value
 

@@ -27,6 +27,7 @@ from expediter.store.jobs import FIRST_DUE, KINDS, NEXT_DUE
 from expediter.store.rows import (
     DEAD_JOBS,
     ORDER_CHANGES,
+    attempt_row,
     changed_order_row,
     count_job,
     count_order,
@@ -36,6 +37,7 @@ from expediter.store.rows import (
     order_row,
     read_order_and_job,
 )
+from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
 from expediter.store.submissions import (
     Answer,
     Applied,
@@ -50,17 +52,11 @@ from expediter.store.submissions import (
 )
 
 _LOAD = (
-    select(schema.orders, schema.jobs)
-    .select_from(schema.orders.outerjoin(schema.jobs, schema.jobs.c.order_id == schema.orders.c.order_id))
-    .where(schema.orders.c.order_id.in_(bindparam("ids", expanding=True)))
+    ORDERS_AND_JOBS.where(among(schema.orders.c.order_id))
     # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
     # As an expression: without statistics PostgreSQL might walk the whole index rather than sort a few rows.
     .order_by(schema.orders.c.order_id.concat(literal_column("''")))
     .with_for_update(of=schema.orders)
-)
-_LOAD_LINES = select(schema.order_lines).where(schema.order_lines.c.order_id.in_(bindparam("ids", expanding=True)))
-_LOAD_DELETED = select(schema.deleted_orders.c.order_id).where(
-    schema.deleted_orders.c.order_id.in_(bindparam("ids", expanding=True))
 )
 _FIND_DUE = (
     select(schema.orders, schema.jobs)
@@ -71,9 +67,6 @@ _FIND_DUE = (
     # What another transaction is at is not waited for: its job is about to change.
     .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
 )
-
-
-_FEED = select(schema.feed.c.position)
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -142,7 +135,7 @@ class _Batch:
                 placing.append(command.order_id)
         await self._load_orders([*placing, *other])
         if placing:
-            rows = await self._connection.fetch(_LOAD_DELETED, ids=placing)
+            rows = await self._connection.fetch(DELETED_ORDERS, ids=placing)
             self._deleted.update(row[0] for row in rows)
         keys = [request.key.key for request in requests if request.key]
         keys += [request.after for request in requests if request.after]
@@ -243,7 +236,7 @@ class _Batch:
     async def _load_lines(self, ids: list[str]) -> None:
         missing = [order_id for order_id in ids if order_id not in self._lines]
         if missing:
-            found = lines_by_order(await self._connection.fetch(_LOAD_LINES, ids=missing), missing)
+            found = lines_by_order(await self._connection.fetch(LINES, ids=missing), missing)
             self._lines.update((order_id, tuple(lines)) for order_id, lines in found.items())
 
     async def _claim(self, asked: ClaimDue) -> Claims:
@@ -312,7 +305,7 @@ class _Batch:
     async def write(self) -> int:
         """Write what the batch came to; return the position of its newest event."""
         if not self.events and not self._new_answers and self._after == self._before:
-            rows = await self._connection.fetch(_FEED)
+            rows = await self._connection.fetch(FEED)
             return int(rows[0][0])
         connection = self._connection
         new, changed, gone = self._sorted()
@@ -380,7 +373,7 @@ class _Batch:
 
     async def _write_attempts(self) -> None:
         if self._attempts:
-            rows = [msgspec.structs.astuple(attempt) for attempt in self._attempts]
+            rows = [attempt_row(attempt) for attempt in self._attempts]
             await self._connection.insert(schema.payment_attempts, rows)
         if self._attempt_results:
             # An outcome comes after the commit of its intent: the call itself lies between.

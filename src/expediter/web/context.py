@@ -19,6 +19,8 @@ from expediter.store.queries import Queries
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
 
+    `ended` names what should run in the background of this process, and does not any more.
+
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
 
@@ -29,7 +31,7 @@ class Context:
     durability: str
     database: str
     working: bool
-    worker_alive: Callable[[], bool]
+    ended: Callable[[], list[str]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

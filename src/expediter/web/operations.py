@@ -29,12 +29,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     type, or None for none); `problems` are the statuses of refusal beyond those that every operation may answer.
     """
 
-    method: str
     paths: tuple[str, ...]
     handler: Handler
     summary: str
-    tag: str
     answers: Mapping[int, Any]
+    method: str = "GET"
+    tag: str = "orders"
     problems: tuple[int, ...] = ()
     body: Any = None
     body_required: bool = True
@@ -59,6 +59,11 @@ IF_NONE_MATCH = Parameter(
     schema={"type": "string", "pattern": '^("[0-9]+"|\\*)$'},
     description="304 if the order still has this ETag.",
 )
+
+
+def both(rest: str = "") -> tuple[str, ...]:
+    """Return a path about orders in either family: the canonical one, and the short one."""
+    return (f"/api/v1/orders{rest}", f"/orders{rest}")
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:

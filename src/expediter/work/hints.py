@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from expediter.backends.batching import Gatherer
 from expediter.backends.brokers import Broker, Topic
+from expediter.backends.tasks import Background
 from expediter.errors import BrokerUnavailable
 from expediter.store.submissions import Applied
 
@@ -29,8 +29,9 @@ class Hints:
     def __init__(self, broker: Broker) -> None:
         """By way of `broker`."""
         self._broker = broker
+        self.background = Background("hints", self._listen)
+        self._wake: Callable[[], None] = lambda: None
         self._sending: Gatherer[str, None] = Gatherer(self._send, items_max=ORDERS_PER_HINT)
-        self._task: asyncio.Task[None] | None = None
 
     def notice(self, changes: Sequence[Applied]) -> None:
         """Give a hint of the jobs that these changes have made due."""
@@ -47,22 +48,20 @@ class Hints:
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Begin to take hints: `wake` is called after each."""
-        self._task = asyncio.create_task(self._listen(wake), name="hints")
+        self._wake = wake
+        self.background.start()
 
-    async def _listen(self, wake: Callable[[], None]) -> None:
-        while True:
+    async def _listen(self) -> None:
+        while not self.background.stopping:
             try:
                 hints = await self._broker.receive(Topic.HINTS, limit=HINTS_PER_LOOK, wait_seconds=WAIT_SECONDS)
                 if hints:
-                    wake()
+                    self._wake()
                     await self._broker.acknowledge(Topic.HINTS, hints)
             except BrokerUnavailable:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await self.background.rest(PAUSE_SECONDS)
 
     async def stop(self) -> None:
         """Take no more, and give those that are due."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await self.background.stop(grace_seconds=0)
         await self._sending.finish()

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import structlog
 
+from expediter.backends.tasks import Background, Pauses
 from expediter.errors import ExpediterError, StaleLease, Unavailable
-from expediter.orders.commands import FailJob, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
+from expediter.orders.commands import FailJob, RecordCall, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
 from expediter.orders.order import MICROSECONDS, JobKind, Order, PaymentOutcome
 from expediter.orders.resilience import Breaker, backoff
 from expediter.store.committer import Committer
@@ -57,8 +58,7 @@ class Worker:
         self._recovery = breaker_recovery
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.background = Background("worker", self._run)
         self._give_up = False
         self._breaker = Breaker()
 
@@ -70,20 +70,20 @@ class Worker:
     def start(self) -> None:
         """Begin to claim."""
         self._committer.on_commit(self._notice)
-        self._loop = asyncio.create_task(self._run(), name="worker")
+        self.background.start()
 
     def stop_claiming(self) -> None:
         """Claim no more; what runs goes on."""
-        self._stopping = True
+        self.background.stop_soon()
         self._wake.set()
 
     async def stop(self, drain_seconds: float) -> None:
         """Claim no more, let what runs end within `drain_seconds`, then give the rest back."""
         self.stop_claiming()
-        if self._loop is not None:
-            await asyncio.wait([self._loop])
+        until = asyncio.get_running_loop().time() + drain_seconds
+        await self.background.stop(drain_seconds)
         if self._running:
-            await asyncio.wait(self._running, timeout=drain_seconds)
+            await asyncio.wait(self._running, timeout=max(0.0, until - asyncio.get_running_loop().time()))
         self._give_up = True
         for task in self._running:
             task.cancel()
@@ -101,25 +101,19 @@ class Worker:
                 self.wake()
                 return
 
-    @property
-    def alive(self) -> bool:
-        """Whether it claims, or was told to stop."""
-        return self._stopping or (self._loop is not None and not self._loop.done())
-
     async def _run(self) -> None:
-        pause = POLL_SECONDS_MIN
-        while not self._stopping:
+        pauses = Pauses(POLL_SECONDS_MIN, POLL_SECONDS_MAX)
+        while not self.background.stopping:
             self._wake.clear()
             free = min(self._concurrency - len(self._running), CLAIM_MAX)
             claims = await self._claim(free) if free > 0 else None
             if claims is not None and claims.claimed:
-                pause = POLL_SECONDS_MIN
+                pauses.reset()
                 for claimed in claims.claimed:
                     self._spawn(claimed)
             if claims is not None and len(claims.changed) >= max(free, 1):
                 continue  # there may be more, also where the claim itself was all that had to be done
-            await self._rest(pause, claims)
-            pause = min(pause * 2, POLL_SECONDS_MAX)
+            await self._rest(pauses.next(), claims)
 
     async def _rest(self, pause: float, claims: Claims | None) -> None:
         if claims is not None and claims.next_due_at is not None:
@@ -136,10 +130,6 @@ class Worker:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
             log.warning("jobs cannot be claimed now", error=str(error))
-            return None
-        except Exception:
-            # Whatever it is: the next claim may work, and a worker that is gone claims nothing ever again.
-            log.exception("jobs cannot be claimed now")
             return None
         assert isinstance(claims, Claims)
         self._breaker = claims.breaker
@@ -181,7 +171,7 @@ class Worker:
             return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
 
     def _breaker_report(self, claimed: Claimed, command: WorkerCommand) -> ReportBreaker | None:
-        if not isinstance(command, (RecordPayment, RecordRefund)):
+        if not isinstance(command, RecordCall):
             return None
         away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
         if not away and not self._breaker.failures:
@@ -219,22 +209,13 @@ class Worker:
 
 
 def _interrupted(claimed: Claimed, order: Order) -> WorkerCommand:
+    order_id, fence, unknown = order.order_id, claimed.job.fence, PaymentOutcome.UNKNOWN
+    error = "the service stopped during the call to the gateway"
     if claimed.job.kind is JobKind.CHARGE:
-        return RecordPayment(
-            order_id=order.order_id,
-            fence=claimed.job.fence,
-            outcome=PaymentOutcome.UNKNOWN,
-            error="the service stopped during the charge",
-            counts=False,
-        )
+        return RecordPayment(order_id=order_id, fence=fence, outcome=unknown, error=error, counts=False)
     if claimed.job.kind is JobKind.REFUND:
-        return RecordRefund(
-            order_id=order.order_id,
-            fence=claimed.job.fence,
-            outcome=PaymentOutcome.UNKNOWN,
-            error="the service stopped during the refund",
-        )
-    return ReleaseJob(order_id=order.order_id, fence=claimed.job.fence)
+        return RecordRefund(order_id=order_id, fence=fence, outcome=unknown, error=error)
+    return ReleaseJob(order_id=order_id, fence=fence)
 
 
 def _short(error: Exception) -> str:

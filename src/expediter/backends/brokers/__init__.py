@@ -7,13 +7,22 @@ acknowledged only after the transaction that applied it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
+import structlog
 
-from expediter.errors import ConfigurationError
+from expediter.errors import BrokerUnavailable, ConfigurationError
+
+#: Seconds between two tries to reach a broker that is away: doubled from the first to the last.
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
+#: Seconds for which working receivers do not yet mean that publishing works again.
+REFUSAL_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 class Topic(StrEnum):
@@ -50,8 +59,10 @@ class Broker(Protocol):
 
     #: What it is, for people: "Redis Streams at 127.0.0.1:6379/0". Never with a password.
     name: str
-    #: Why it cannot be used; None while it works.
-    failing: str | None
+
+    @property
+    def failing(self) -> str | None:
+        """Why it cannot be used; None while it works."""
 
     async def publish(self, topic: Topic, body: bytes) -> None:
         """Hand over a message. A command is stored by the broker, durably and confirmed, when this returns.
@@ -76,6 +87,43 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Give back what was received and not acknowledged, and close every connection."""
+
+
+class Reach:
+    """Whether a broker can be used: the log says once that it is away, and once that it is back.
+
+    One that is full takes nothing and still hands out what it has: after a refused message a working receiver says
+    nothing for REFUSAL_SECONDS.
+    """
+
+    def __init__(self, name: str) -> None:
+        """`name` is the broker's, for people. It is believed to work."""
+        self._name = name
+        self._refused_until = 0.0
+        self.closed = False
+        #: Why it cannot be used; None while it works.
+        self.failing: str | None = None
+
+    def check_open(self) -> None:
+        """Raise BrokerUnavailable after `closed` was set."""
+        if self.closed:
+            raise BrokerUnavailable(f"{self._name} was closed")
+
+    def away(self, reason: str, *, publishing: bool = False) -> BrokerUnavailable:
+        """Take note of a failure, and return the error to raise."""
+        if self.closed:
+            return BrokerUnavailable(f"{self._name} was closed")
+        if self.failing is None:
+            log.warning("the broker cannot be used", broker=self._name, reason=reason)
+        self.failing = reason
+        self._refused_until = time.monotonic() + REFUSAL_SECONDS if publishing else 0.0
+        return BrokerUnavailable(reason)
+
+    def back(self, *, publishing: bool = False) -> None:
+        """Take note of a call that worked."""
+        if self.failing is not None and (publishing or time.monotonic() >= self._refused_until):
+            self.failing = None
+            log.info("the broker works again", broker=self._name)
 
 
 def open_broker(url: str, *, queue_name: str) -> Broker | None:

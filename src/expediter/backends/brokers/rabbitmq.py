@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import aio_pika
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.connection import make_url
 from aio_pika.exceptions import (
@@ -27,7 +26,8 @@ from aio_pika.exceptions import (
     PublishError,
 )
 
-from expediter.backends.brokers import Delivery, Depth, Topic
+from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic
+from expediter.backends.tasks import Pauses
 from expediter.errors import BrokerUnavailable, ConfigurationError
 
 #: Seconds that connecting and declaring may take.
@@ -40,10 +40,6 @@ ANSWER_SECONDS_MAX = 5.0
 WAIT_SECONDS_MAX = 2.0
 #: Seconds that closing may take.
 CLOSE_SECONDS_MAX = 5.0
-#: Seconds between two attempts to connect: doubled from the first to the last.
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
-#: Seconds for which working receivers do not yet mean that publishing works again.
-REFUSAL_SECONDS = 10.0
 #: Seconds between heartbeats; a connection that is silent for about three times as long is given up.
 HEARTBEAT_SECONDS = 10
 #: Seconds of silence after which a receiver begins anew, lest it listen to a queue that is gone.
@@ -57,8 +53,6 @@ HINTS_MAX, HINT_MILLISECONDS = 10_000, 60_000
 
 #: What the client library raises when a connection or a channel cannot be used.
 _TROUBLES = (AMQPError, ChannelInvalidStateError, OSError, EOFError)
-
-log = structlog.get_logger(__name__)
 
 
 class _Queues(NamedTuple):
@@ -96,7 +90,7 @@ class _Link:
         self._opening: asyncio.Task[AbstractChannel] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._trouble = ""
-        self._pause = 0.0
+        self._pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         self._open_at = 0.0
 
     async def channel(self, *, patient: bool) -> AbstractChannel:
@@ -162,9 +156,11 @@ class _Link:
     def _opened(self, opening: asyncio.Task[AbstractChannel]) -> None:
         self._opening = None
         error = None if opening.cancelled() else opening.exception()
-        self._pause = min(max(PAUSE_SECONDS_MIN, 2 * self._pause), PAUSE_SECONDS_MAX) if error else 0.0
-        self._open_at = time.monotonic() + self._pause
         self._trouble = explained(error) if error else ""
+        if error:
+            self._open_at = time.monotonic() + self._pauses.next()
+        else:
+            self._pauses.reset()
 
     def drop(self) -> None:
         """Use this connection no more: after a call that was broken off its channel may never answer again."""
@@ -274,14 +270,17 @@ class RabbitBroker:
             # The error itself would quote the address, with its password.
             raise ConfigurationError("BROKER_URL cannot be read: percent-encode user and password") from None
         self.name = f"RabbitMQ at {place.hostname or 'localhost'}:{port}, queue {queue_name}"
-        self.failing: str | None = None
+        self._reach = Reach(self.name)
         self._consumers: dict[Topic, _Consumer] = {}
         self._beginning = {topic: asyncio.Lock() for topic in Topic}
-        self._closed = False
-        self._refused_until = 0.0
         for library in ("aio_pika", "aiormq"):
             # They report every attempt; what matters of it is in `failing` and in this module's own log.
             logging.getLogger(library).setLevel(logging.CRITICAL)
+
+    @property
+    def failing(self) -> str | None:
+        """See Broker."""
+        return self._reach.failing
 
     async def publish(self, topic: Topic, body: bytes) -> None:
         """See Broker. A command is on the disks of most of the queue's members when this returns."""
@@ -318,7 +317,7 @@ class RabbitBroker:
                 return found
             await consumer.wait(ends)
             if consumer.channel.is_closed and not consumer.retired:
-                raise self._failed("RabbitMQ has ended the connection")
+                raise self._reach.away("RabbitMQ has ended the connection")
 
     async def _consume(self, topic: Topic) -> _Consumer:
         """Return what receives the topic; one that has been silent is replaced, lest it listen to nothing.
@@ -390,14 +389,13 @@ class RabbitBroker:
 
     async def close(self) -> None:
         """See Broker."""
-        self._closed = True
+        self._reach.closed = True
         await asyncio.gather(*(link.close() for link in (self._publishing, *self._receiving.values())))
 
     @asynccontextmanager
     async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
         """Bound what is inside by `seconds`, and keep `failing` true to what comes of it."""
-        if self._closed:
-            raise BrokerUnavailable(f"{self.name} was closed")
+        self._reach.check_open()
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -405,31 +403,18 @@ class RabbitBroker:
             sentence = f"RabbitMQ did not answer within {seconds * 1000:g} ms"
             if publishing and await self._publishing.blocked():
                 sentence = "RabbitMQ takes no messages now: it is short of memory or disk"
-            raise self._failed(sentence, publishing=publishing) from error
+            raise self._reach.away(sentence, publishing=publishing) from error
         except BrokerUnavailable as error:
-            raise self._failed(str(error), publishing=publishing) from error
+            raise self._reach.away(str(error), publishing=publishing) from error
         except _TROUBLES as error:
-            raise self._failed(explained(error), publishing=publishing) from error
+            raise self._reach.away(explained(error), publishing=publishing) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Nobody cancelled this caller: the library cancels what waits on a connection that ends.
-            raise self._failed("RabbitMQ has ended the connection", publishing=publishing) from error
-        # A RabbitMQ that is short of memory takes no messages and still hands them out.
-        if self.failing is not None and (publishing or time.monotonic() >= self._refused_until):
-            self.failing = None
-            log.info("the broker works again", broker=self.name)
-
-    def _failed(self, sentence: str, *, publishing: bool = False) -> BrokerUnavailable:
-        """Remember why it cannot be used, say so once, and return the error to raise."""
-        if self._closed:
-            return BrokerUnavailable(f"{self.name} was closed")
-        if self.failing is None:
-            log.warning("the broker cannot be used", broker=self.name, reason=sentence)
-        self.failing = sentence
-        self._refused_until = time.monotonic() + REFUSAL_SECONDS if publishing else 0.0
-        return BrokerUnavailable(sentence)
+            raise self._reach.away("RabbitMQ has ended the connection", publishing=publishing) from error
+        self._reach.back(publishing=publishing)
 
 
 def _message(body: bytes, **headers: str) -> aio_pika.Message:

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import structlog
 from redis.exceptions import ResponseError
 
-from expediter.backends.brokers import Delivery, Depth, Topic
+from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic
 from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
+from expediter.backends.tasks import Pauses
 from expediter.errors import BrokerUnavailable
 
 #: Where the messages of a topic are.
@@ -41,10 +41,6 @@ WAIT_SECONDS_MAX = 2.0
 CLOSE_SECONDS_MAX = 2.0
 #: Seconds between two looks for what a dead consumer left.
 CLAIM_EVERY_SECONDS = 3.0
-#: Seconds that `receive` pauses after a failure: doubled from the first to the last.
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
-#: Seconds for which a working read does not yet mean that publishing works again.
-REFUSAL_SECONDS = 10.0
 #: Entries that a consumer gives back at once.
 PAGE = 1000
 #: The age, in milliseconds, of what was given back: anybody's look for the work of dead consumers finds it.
@@ -68,8 +64,6 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
 end
 return removed
 """
-
-log = structlog.get_logger(__name__)
 
 #: An entry of a stream: its id, and its fields; None where it was deleted.
 _Entry = tuple[bytes, dict[bytes, bytes] | None]
@@ -105,17 +99,20 @@ class RedisBroker:
     def __init__(self, url: str, *, claim_idle_seconds: float = 60.0) -> None:
         """Remember the address; nothing is opened yet. Raises ConfigurationError."""
         self.name = f"Redis Streams at {place_of(url)}"
-        self.failing: str | None = None
+        self._reach = Reach(self.name)
         self._publishing = connect(url, "BROKER_URL", connections=CONNECTIONS_MAX, run=Run())
         self._receiving = connect(url, "BROKER_URL", connections=len(Topic), run=Run())
         self._consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._claim_idle_ms = int(claim_idle_seconds * 1000)
         self._claim_every = min(CLAIM_EVERY_SECONDS, claim_idle_seconds / 4)
         self._readings = {topic: _Reading(topic) for topic in Topic}
-        self._closed = False
-        self._refused_until = 0.0
-        self._pause = 0.0
+        self._pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         self._receive_at = 0.0
+
+    @property
+    def failing(self) -> str | None:
+        """See Broker."""
+        return self._reach.failing
 
     async def publish(self, topic: Topic, body: bytes) -> None:
         """See Broker. It is sent once: an answer that was lost leaves it open whether the message is there."""
@@ -140,8 +137,7 @@ class RedisBroker:
             async with self._bounded(wait_seconds + ANSWER_SECONDS_MAX):
                 return await self._next(reading, limit, ends)
         except BrokerUnavailable:
-            self._pause = min(max(PAUSE_SECONDS_MIN, 2 * self._pause), PAUSE_SECONDS_MAX)
-            self._receive_at = time.monotonic() + self._pause
+            self._receive_at = time.monotonic() + self._pauses.next()
             raise
         finally:
             reading.lock.release()
@@ -160,7 +156,7 @@ class RedisBroker:
         # From here on nothing waits: a caller who is cancelled has either nothing or all of it.
         reading.unsure = found
         reading.held.update(entry_id for entry_id, _ in entries)
-        self._pause = 0.0
+        self._pauses.reset()
         return [
             Delivery(entry_id, (fields or {}).get(b"body", b""), redelivered=redelivered)
             for entry_id, fields in entries
@@ -299,9 +295,9 @@ class RedisBroker:
 
     async def close(self) -> None:
         """See Broker. What is given back needs no waiting: the next look of another consumer finds it."""
-        if self._closed:
+        if self._reach.closed:
             return
-        self._closed = True
+        self._reach.closed = True
         await self._receiving.aclose()
         await self._forget_idle()
         try:
@@ -330,21 +326,13 @@ class RedisBroker:
     @asynccontextmanager
     async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
         """Bound what is inside by `seconds`, and keep `failing` true to what comes of it."""
-        if self._closed:
-            raise BrokerUnavailable(f"{self.name} was closed")
+        self._reach.check_open()
         try:
             async with deadline(seconds):
                 yield
         except RedisUnavailable as error:
-            if self._closed:
-                raise BrokerUnavailable(f"{self.name} was closed") from error
-            if self.failing is None:
-                log.warning("the broker cannot be used", broker=self.name, reason=str(error))
-            self.failing = str(error)
-            self._refused_until = time.monotonic() + REFUSAL_SECONDS if publishing else 0.0
-            await self._forget_idle()
-            raise BrokerUnavailable(str(error)) from error
-        # A Redis that is full refuses to store and still lets itself be read.
-        if self.failing is not None and (publishing or time.monotonic() >= self._refused_until):
-            self.failing = None
-            log.info("the broker works again", broker=self.name)
+            away = self._reach.away(str(error), publishing=publishing)
+            if not self._reach.closed:
+                await self._forget_idle()
+            raise away from error
+        self._reach.back(publishing=publishing)

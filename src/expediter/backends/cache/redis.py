@@ -27,7 +27,8 @@ import structlog
 
 from expediter.backends.batching import Gatherer
 from expediter.backends.cache import Entry, LoadOrder, LoadPage
-from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, place_of
+from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, place_of, unlink_all
+from expediter.backends.tasks import Background
 
 #: Seconds that one call may take; after that the database answers.
 CALL_SECONDS_MAX = 0.05
@@ -151,7 +152,7 @@ class RedisCache:
         self._told = (0, 0)
         self._telling = False
         self._usable = False
-        self._returning = False
+        self._way_back = Background("the way back to Redis", self._return)
         self._unretired = False
         self._owed = 0
         self._paid = 0
@@ -298,15 +299,7 @@ class RedisCache:
         """See Cache: another epoch at once, then the keys are removed, some at a time."""
         async with deadline(CONNECT_SECONDS_MAX):
             await self._new_epoch()
-        for pattern in ("orders:detail:*", "orders:list:*:*"):
-            cursor = 0
-            while True:
-                async with deadline(CONNECT_SECONDS_MAX):
-                    cursor, keys = await self._client.scan(cursor, pattern, count=1000)
-                    if keys:
-                        await self._client.unlink(*keys)
-                if not cursor:
-                    break
+        await unlink_all(self._client, "orders:detail:*", "orders:list:*:*")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -324,6 +317,7 @@ class RedisCache:
         await self._page_lookups.finish()
         await self._tell()
         self._closing = True
+        await self._way_back.stop()
         await self.settle()
         while self._background:
             await asyncio.wait(set(self._background))
@@ -356,10 +350,9 @@ class RedisCache:
         if self._usable or not self._error:
             log.warning("the cache cannot be used; the database answers", cache=self.name, error=str(error))
         self._error = str(error)
-        if not self._returning and not self._closing:
+        if not self._way_back.running and not self._closing:
             self._usable = False
-            self._returning = True
-            self._later(self._return())
+            self._way_back.start()
 
     def _owe(self) -> None:
         """A change could not be retired: everything cached must be void before this process uses it again."""
@@ -368,15 +361,14 @@ class RedisCache:
         self._fail(RedisUnavailable(self._error or "Redis did not answer in time"))
 
     async def _return(self) -> None:
-        while not self._closing:
+        while not self._way_back.stopping:
             try:
                 await self._come_back()
                 log.info("the cache works again", cache=self.name)
-                break
+                return
             except RedisUnavailable as error:
                 self._error = str(error)
-                await asyncio.sleep(PAUSE_SECONDS)
-        self._returning = False
+                await self._way_back.rest(PAUSE_SECONDS)
 
     async def _come_back(self) -> None:
         """Open the connections and void what may be out of date. Raises RedisUnavailable."""

@@ -132,11 +132,6 @@ def parse_url(address: str) -> tuple[str, URL]:
     return kind, url
 
 
-def server_name(url: URL) -> str:
-    """Return host and port for people."""
-    return f"{url.host or 'localhost'}:{url.port}" if url.port else str(url.host or "localhost")
-
-
 def open_database(address: str) -> Database:
     """Return the database that `address` names; nothing is opened yet. Raises ConfigurationError."""
     kind, url = parse_url(address)

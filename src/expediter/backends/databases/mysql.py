@@ -15,9 +15,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Row, T, Transaction, server_name
+from expediter.backends.databases import Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
-from expediter.backends.databases.collisions import until_it_does_not_collide
+from expediter.backends.databases.server import ServerDatabase
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import (
     CommitUncertain,
@@ -146,36 +146,17 @@ def tls_of(url: URL) -> ssl.SSLContext | None:
     return context
 
 
-class MysqlDatabase:
-    """A MariaDB or MySQL database (InnoDB); READ COMMITTED, with explicit locks and compare-and-set."""
+class MysqlDatabase(ServerDatabase):
+    """A MariaDB or MySQL database (InnoDB)."""
 
-    durability = "power-safe"
+    kind = "MariaDB/MySQL"
+    collisions = (_Collision,)
     power_safe: Mapping[str, str] = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1"}
 
     def __init__(self, url: URL) -> None:
         """Remember the address; nothing is opened yet. Raises ConfigurationError."""
         tls_of(url)
-        self._url = url
-        self._pool: Any = None
-        self._opening = asyncio.Lock()
-        self._clock = ServerClock()
-
-    def describe(self) -> str:
-        """See Database."""
-        return f"MariaDB/MySQL, {server_name(self._url)}/{self._url.database or ''}"
-
-    def position_reader(self) -> Callable[[], int] | None:
-        """See Database: here it would be a round trip."""
-        return None
-
-    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
-        """See Database."""
-
-        async def once() -> T:
-            async with self._connection() as raw:
-                return await self._transaction(raw, work, begun)
-
-        return await until_it_does_not_collide(once, (_Collision,))
+        super().__init__(url)
 
     async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
         await raw.begin()
@@ -236,27 +217,23 @@ class MysqlDatabase:
             # So the driver calls a connection that the server closed at once; it does as it ends or begins.
             raise DatabaseUnavailable(f"The database cannot be used now: {error}") from error
 
-    async def _open(self) -> Any:
-        if self._pool is None:
-            async with self._opening:
-                if self._pool is None:
-                    self._pool = await asyncmy.create_pool(
-                        host=self._url.host or "localhost",
-                        port=self._url.port or 3306,
-                        user=self._url.username or "root",
-                        password=self._url.password or "",
-                        db=self._url.database,
-                        ssl=tls_of(self._url),
-                        charset="utf8mb4",
-                        minsize=1,
-                        maxsize=CONNECTIONS_MAX,
-                        connect_timeout=CONNECT_SECONDS_MAX,
-                        autocommit=False,
-                        # Affected rows are those found, not those changed: compare-and-set counts on it.
-                        client_flag=2,
-                        init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-                    )
-        return self._pool
+    async def _connect(self) -> Any:
+        return await asyncmy.create_pool(
+            host=self._url.host or "localhost",
+            port=self._url.port or 3306,
+            user=self._url.username or "root",
+            password=self._url.password or "",
+            db=self._url.database,
+            ssl=tls_of(self._url),
+            charset="utf8mb4",
+            minsize=1,
+            maxsize=CONNECTIONS_MAX,
+            connect_timeout=CONNECT_SECONDS_MAX,
+            autocommit=False,
+            # Affected rows are those found, not those changed: compare-and-set counts on it.
+            client_flag=2,
+            init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        )
 
     async def durability_settings(self) -> dict[str, str]:
         """See Database."""

@@ -16,9 +16,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Row, T, Transaction, server_name
+from expediter.backends.databases import Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
-from expediter.backends.databases.collisions import until_it_does_not_collide
+from expediter.backends.databases.server import ServerDatabase
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
 
@@ -320,35 +320,12 @@ def dsn_of(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-class PostgresDatabase:
-    """A PostgreSQL database; READ COMMITTED, with explicit locks and compare-and-set."""
+class PostgresDatabase(ServerDatabase):
+    """A PostgreSQL database."""
 
-    durability = "power-safe"
+    kind = "PostgreSQL"
+    collisions = _COLLISIONS
     power_safe: Mapping[str, str] = {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"}
-
-    def __init__(self, url: URL) -> None:
-        """Remember the address; nothing is opened yet."""
-        self._url = url
-        self._pool: Any = None
-        self._opening = asyncio.Lock()
-        self._clock = ServerClock()
-
-    def describe(self) -> str:
-        """See Database."""
-        return f"PostgreSQL, {server_name(self._url)}/{self._url.database or ''}"
-
-    def position_reader(self) -> Callable[[], int] | None:
-        """See Database: here it would be a round trip."""
-        return None
-
-    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
-        """See Database."""
-
-        async def once() -> T:
-            async with self._connection() as raw:
-                return await self._transaction(raw, work, begun)
-
-        return await until_it_does_not_collide(once, _COLLISIONS)
 
     async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
         connection = PostgresConnection(raw, self._clock, begun=begun)
@@ -396,22 +373,18 @@ class PostgresDatabase:
             text = str(error) or type(error).__name__
             raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
 
-    async def _open(self) -> Any:
-        if self._pool is None:
-            async with self._opening:
-                if self._pool is None:
-                    self._pool = await asyncpg.create_pool(
-                        dsn_of(self._url),
-                        min_size=1,
-                        max_size=CONNECTIONS_MAX,
-                        timeout=CONNECT_SECONDS_MAX,
-                        command_timeout=STATEMENT_SECONDS_MAX,
-                        statement_cache_size=512,
-                        connection_class=_Session,
-                        init=_prepare,
-                        reset=_leave_as_it_is,
-                    )
-        return self._pool
+    async def _connect(self) -> Any:
+        return await asyncpg.create_pool(
+            dsn_of(self._url),
+            min_size=1,
+            max_size=CONNECTIONS_MAX,
+            timeout=CONNECT_SECONDS_MAX,
+            command_timeout=STATEMENT_SECONDS_MAX,
+            statement_cache_size=512,
+            connection_class=_Session,
+            init=_prepare,
+            reset=_leave_as_it_is,
+        )
 
     async def durability_settings(self) -> dict[str, str]:
         """See Database."""

@@ -6,22 +6,22 @@ import base64
 import binascii
 import hmac
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from expediter.errors import ExpediterError, IdempotencyMismatch
 from expediter.orders.order import Line, Order
-from expediter.orders.samples import sample_order
+from expediter.orders.samples import sample_orders
 from expediter.store.submissions import Answer, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.batch import row_key
 from expediter.web.api.orders import new_order_id, require_json
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, answer_reply, json_reply, to_json
-from expediter.web.operations import IDEMPOTENCY_KEY, Operation
+from expediter.web.operations import IDEMPOTENCY_KEY, Handler, Operation, both
 from expediter.web.payloads import AdminBody, PopulateBody, decode
 from expediter.web.problems import RequestRefused
 
@@ -93,16 +93,14 @@ async def _fill(
     while start < count:
         # With a key the first goes alone: if it is refused as another request's, nothing has been made.
         size = 1 if key and not start else min(SAMPLES_PER_BATCH, count - start)
-        orders = [
-            sample_order(
-                random,
-                new_order_id,
-                currency=context.settings.default_currency,
-                stages=context.settings.stages,
-                metadata=msgspec.json.encode(metadata).decode(),
-            )
-            for _ in range(size)
-        ]
+        orders = sample_orders(
+            size,
+            random,
+            new_order_id,
+            currency=context.settings.default_currency,
+            stages=context.settings.stages,
+            metadata=msgspec.json.encode(metadata).decode(),
+        )
         requests = [
             Request(order, row_key(key, number, key.fingerprint.encode()), _word) if key else Request(order)
             for number, order in enumerate(orders, start)
@@ -180,39 +178,31 @@ def _basic_password(call: Call) -> str | None:
         return None
 
 
+def _admin(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
+    return Operation(
+        method="POST",
+        paths=(path,),
+        handler=handler,
+        summary=summary,
+        tag="admin",
+        answers=answers,
+        problems=(401, 403),
+        parameters=(IDEMPOTENCY_KEY,),
+        body=AdminBody,
+        body_required=False,
+    )
+
+
 OPERATIONS = (
     Operation(
         method="POST",
-        paths=("/api/v1/orders/populate", "/orders/populate"),
+        paths=both("/populate"),
         handler=populate,
         summary="Make up orders",
-        tag="orders",
         answers={201: Populated},
         body=PopulateBody,
         parameters=(IDEMPOTENCY_KEY,),
     ),
-    Operation(
-        method="POST",
-        paths=("/admin/reset",),
-        handler=admin_reset,
-        summary="Remove every order",
-        tag="admin",
-        answers={200: Emptied},
-        problems=(401, 403),
-        parameters=(IDEMPOTENCY_KEY,),
-        body=AdminBody,
-        body_required=False,
-    ),
-    Operation(
-        method="POST",
-        paths=("/admin/seed",),
-        handler=admin_seed,
-        summary="Make up orders",
-        tag="admin",
-        answers={201: Seeded},
-        problems=(401, 403),
-        parameters=(IDEMPOTENCY_KEY,),
-        body=AdminBody,
-        body_required=False,
-    ),
+    _admin("/admin/reset", admin_reset, "Remove every order", {200: Emptied}),
+    _admin("/admin/seed", admin_seed, "Make up orders", {201: Seeded}),
 )

@@ -18,7 +18,7 @@ from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome
 from expediter.web.api.orders import new_order_id
 from expediter.web.context import Context
 from expediter.web.http import BODY_BYTES_MAX, BODY_SECONDS_MAX, BodyTooSlow, Call, Reply, json_reply, to_json
-from expediter.web.operations import IDEMPOTENCY_KEY, Operation
+from expediter.web.operations import IDEMPOTENCY_KEY, Operation, both
 from expediter.web.payloads import OrderBody, decode, place_order
 from expediter.web.problems import FieldError, RequestRefused, status_of
 
@@ -215,10 +215,9 @@ def _refused(number: int, error: ExpediterError) -> Verdict:
 OPERATIONS = (
     Operation(
         method="POST",
-        paths=("/api/v1/orders/batch", "/orders/batch"),
+        paths=both("/batch"),
         handler=create_batch,
         summary="Place many orders",
-        tag="orders",
         answers={200: Batch},
         body=list[OrderBody],
         parameters=(IDEMPOTENCY_KEY,),

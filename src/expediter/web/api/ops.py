@@ -92,8 +92,8 @@ def _cache(context: Context) -> Dependency:
 async def _queue(context: Context) -> Dependency:
     broker = context.broker
     name = "the database" if broker is None else broker.name
-    if not context.worker_alive():
-        return Dependency("down", f"{name}; the workers of this process have ended: restart it")
+    if ended := context.ended():
+        return Dependency("down", f"{name}; these have ended in this process: {', '.join(ended)}; restart it")
     workers = "workers run in this process"
     if not context.working:
         workers = "this process has no workers, `expediter work` starts some"
@@ -122,8 +122,10 @@ async def _gateway(context: Context) -> Dependency:
 
 
 async def healthz(call: Call, context: Context) -> Reply:
-    """Return 200 for as long as the process runs."""
+    """Return 200 for as long as the process does its work; 503: it has to be restarted."""
     call.query()
+    if ended := context.ended():
+        return json_reply(503, Alive(f"ended: {', '.join(ended)}"))
     return json_reply(200, Alive("ok"))
 
 
@@ -168,13 +170,13 @@ def _page(name: str) -> Reply:
 
 
 def _read(path: str, handler: Any, summary: str, answers: dict[int, Any]) -> Operation:
-    return Operation(method="GET", paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
+    return Operation(paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
 
 
 OPERATIONS = (
     _read("/", index, "Where to look", {200: Index}),
     _read("/health", health, "Health", {200: Health, 503: Health}),
-    _read("/healthz", healthz, "Liveness", {200: Alive}),
+    _read("/healthz", healthz, "Liveness", {200: Alive, 503: Alive}),
     _read("/readyz", readyz, "Readiness", {200: Alive, 503: Alive}),
     _read("/docs", swagger, "The interface, to try", {200: "text/html; charset=utf-8"}),
     _read("/redoc", redoc, "The interface, to read", {200: "text/html; charset=utf-8"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 import uuid_utils
@@ -15,7 +17,7 @@ from expediter.queued.intake import Word
 from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import JSON, Call, Header, Reply, answer_reply, json_reply, whole_number
-from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation, query
+from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
 from expediter.web.payloads import OrderBody, StatusBody, decode, place_order
 from expediter.web.problems import RequestRefused
 
@@ -247,13 +249,30 @@ async def order_events(call: Call, context: Context) -> Reply:
     return json_reply(200, History(events, archived))
 
 
-def _both(rest: str = "") -> tuple[str, ...]:
-    return (f"/api/v1/orders{rest}", f"/orders{rest}")
-
-
 #: The order as it will be; where the database is away and nobody can say, that the change was accepted.
 _QUEUED = (OrderDocument, Accepted)
-_CHANGE = (IDEMPOTENCY_KEY, IF_MATCH)
+
+
+def _change_of(
+    rest: str,
+    handler: Handler,
+    summary: str,
+    answers: Mapping[int, Any],
+    *,
+    method: str = "POST",
+    body: Any = None,
+) -> Operation:
+    return Operation(
+        method=method,
+        paths=both(f"/{{order_id}}{rest}"),
+        handler=handler,
+        summary=summary,
+        answers=answers,
+        problems=(409, 412),
+        body=body,
+        parameters=(IDEMPOTENCY_KEY, IF_MATCH),
+    )
+
 
 OPERATIONS = (
     Operation(
@@ -261,7 +280,6 @@ OPERATIONS = (
         paths=("/api/v1/orders",),
         handler=create_order,
         summary="Place an order",
-        tag="orders",
         answers={202: OrderDocument},
         problems=(409,),
         body=OrderBody,
@@ -272,18 +290,15 @@ OPERATIONS = (
         paths=("/orders",),
         handler=create_order,
         summary="Place an order",
-        tag="orders",
         answers={201: Placed, 202: Placed},
         problems=(409,),
         body=OrderBody,
         parameters=(IDEMPOTENCY_KEY,),
     ),
     Operation(
-        method="GET",
-        paths=_both("/{order_id}"),
+        paths=both("/{order_id}"),
         handler=get_order,
         summary="Get an order",
-        tag="orders",
         answers={200: OrderDocument, 304: None},
         problems=(409, 412),
         parameters=(
@@ -292,53 +307,21 @@ OPERATIONS = (
             IF_NONE_MATCH,
         ),
     ),
-    Operation(
-        method="DELETE",
-        paths=_both("/{order_id}"),
-        handler=delete_order,
-        summary="Delete an order",
-        tag="orders",
-        answers={202: Accepted, 204: None},
-        problems=(409, 412),
-        parameters=_CHANGE,
-    ),
-    Operation(
+    _change_of("", delete_order, "Delete an order", {202: Accepted, 204: None}, method="DELETE"),
+    _change_of(
+        "/status",
+        change_status,
+        "Change an order's status",
+        {200: OrderDocument, 202: _QUEUED},
         method="PATCH",
-        paths=_both("/{order_id}/status"),
-        handler=change_status,
-        summary="Change an order's status",
-        tag="orders",
-        answers={200: OrderDocument, 202: _QUEUED},
-        problems=(409, 412),
         body=StatusBody,
-        parameters=_CHANGE,
     ),
+    _change_of("/cancel", cancel_order, "Cancel an order", {202: _QUEUED}),
+    _change_of("/retry", retry_order, "Retry an order", {202: _QUEUED}),
     Operation(
-        method="POST",
-        paths=_both("/{order_id}/cancel"),
-        handler=cancel_order,
-        summary="Cancel an order",
-        tag="orders",
-        answers={202: _QUEUED},
-        problems=(409, 412),
-        parameters=_CHANGE,
-    ),
-    Operation(
-        method="POST",
-        paths=_both("/{order_id}/retry"),
-        handler=retry_order,
-        summary="Retry an order",
-        tag="orders",
-        answers={202: _QUEUED},
-        problems=(409, 412),
-        parameters=_CHANGE,
-    ),
-    Operation(
-        method="GET",
-        paths=_both("/{order_id}/events"),
+        paths=both("/{order_id}/events"),
         handler=order_events,
         summary="An order's history",
-        tag="orders",
         answers={200: History},
     ),
 )

@@ -16,7 +16,7 @@ from expediter.store.queries import Page
 from expediter.store.submissions import PageQuery
 from expediter.web.context import Context
 from expediter.web.http import JSON, Call, Reply, to_json, whole_number
-from expediter.web.operations import Operation, query
+from expediter.web.operations import Operation, both, query
 
 #: Orders on one page, by default and at most.
 PAGE_SIZE_DEFAULT = 50
@@ -167,11 +167,9 @@ _PAGING = (
 
 OPERATIONS = (
     Operation(
-        method="GET",
-        paths=("/api/v1/orders", "/orders"),
+        paths=both(),
         handler=list_orders,
         summary="List orders",
-        tag="orders",
         answers={200: OrderList},
         parameters=_PAGING,
     ),

@@ -11,10 +11,11 @@ from expediter.errors import Fault, InvalidInput
 from expediter.orders.documents import seconds, timestamp
 from expediter.orders.order import MICROSECONDS, Attempt, Job, Order, PaymentStatus, Status
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
+from expediter.store.rows import COMPLETED, COMPLETED_TOTAL, COMPLETED_WORK, count_of
 from expediter.web.api.orders import path_order_id
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, json_reply
-from expediter.web.operations import Operation, query
+from expediter.web.operations import Operation, both, query
 
 #: Ids in one list, at most; the counts beside it are always exact.
 IDS_MAX = 1_000
@@ -180,25 +181,24 @@ async def order_metrics(call: Call, context: Context) -> Reply:
     if wanted in ("true", "1"):
         ids = await context.queries.ids([status for group in groups.values() for status in group], IDS_MAX)
     buckets = {name: _bucket(group, counters, ids) for name, group in groups.items()}
-    completed = counters.get("completed", 0)
-    work = _average(counters.get("completed:work", 0), completed)
+    completed = counters.get(COMPLETED, 0)
+    work = _average(counters.get(COMPLETED_WORK, 0), completed)
     return json_reply(
         200,
         Metrics(
-            total_orders=sum(counters.get(f"status:{status}", 0) for status in Status),
+            total_orders=count_of(counters, *Status),
             average_processing_time=work,
-            average_processing_time_from_creation=_average(counters.get("completed:total", 0), completed),
+            average_processing_time_from_creation=_average(counters.get(COMPLETED_TOTAL, 0), completed),
             average_processing_time_seconds=work,
-            order_status_counts={status.value: counters.get(f"status:{status}", 0) for status in Status},
+            order_status_counts={status.value: count_of(counters, status) for status in Status},
             **buckets,
         ),
     )
 
 
 def _bucket(group: list[Status], counters: dict[str, int], ids: dict[Status, list[str]]) -> Bucket:
-    count = sum(counters.get(f"status:{status}", 0) for status in group)
     found = [order_id for status in group for order_id in ids.get(status, ())]
-    return Bucket(count, found[:IDS_MAX] if ids else UNSET)
+    return Bucket(count_of(counters, *group), found[:IDS_MAX] if ids else UNSET)
 
 
 def _average(total: int, count: int) -> float:
@@ -219,8 +219,8 @@ async def queue_status(call: Call, context: Context) -> Reply:
             leased=state.leased,
             dead=state.dead,
             oldest_age_seconds=seconds(state.oldest_due_at, state.now),
-            pending_count=counters.get("status:pending", 0),
-            processing_count=sum(counters.get(f"status:{status}", 0) for status in under_way),
+            pending_count=count_of(counters, Status.PENDING),
+            processing_count=count_of(counters, *under_way),
             pending=ids[Status.PENDING],
             processing=[order_id for status in under_way for order_id in ids[status]][:IDS_MAX],
         ),
@@ -229,8 +229,7 @@ async def queue_status(call: Call, context: Context) -> Reply:
 
 OPERATIONS = (
     Operation(
-        method="GET",
-        paths=("/api/v1/orders/metrics", "/orders/metrics"),
+        paths=both("/metrics"),
         handler=order_metrics,
         summary="Counts and averages",
         tag="progress",
@@ -238,8 +237,7 @@ OPERATIONS = (
         parameters=(query("getOrderIds", "Also list ids.", type="boolean"),),
     ),
     Operation(
-        method="GET",
-        paths=("/api/v1/orders/status", "/orders/status"),
+        paths=both("/status"),
         handler=queue_status,
         summary="The state of the queue",
         tag="progress",
@@ -247,8 +245,7 @@ OPERATIONS = (
         problems=(422,),
     ),
     Operation(
-        method="GET",
-        paths=("/api/v1/orders/{order_id}/explain", "/orders/{order_id}/explain"),
+        paths=both("/{order_id}/explain"),
         handler=explain_order,
         summary="Why an order is where it is",
         tag="progress",
