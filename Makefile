@@ -55,6 +55,10 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
+.PHONY: docs
+docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the code
+	$(BIN)/python docs/lifecycle.py
+
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py $(ARGS)

@@ -1,6 +1,7 @@
 """The shape of the package, read from its syntax trees: who imports whom, how long things are."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -307,6 +308,23 @@ def test_errors_are_not_swallowed() -> None:
     ]
     assert not swallowed, "\n".join(swallowed)
     assert ALLOWED_LAST_RESORT.keys() <= found.keys(), "a last resort is gone: remove its line from the table"
+
+
+def test_every_error_is_drawn() -> None:
+    """The tree in `errors.py` has every error of the package, each below its parent."""
+    drawing = next(ast.get_docstring(module.tree) or "" for module in MODULES if module.place == "errors")
+    lines = re.finditer(r"^([│├└][│├└─ ]*)([A-Z]\w+)", drawing, re.M)
+    depth = {"ExpediterError": 0} | {line[2]: len(line[1]) // 4 for line in lines}
+    found = {"ExpediterError": 0}
+    classes = [node for module in MODULES for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)]
+    while more := [
+        (node.name, found[ast.unparse(base)] + 1)
+        for node in classes
+        for base in node.bases
+        if ast.unparse(base) in found and node.name not in found
+    ]:
+        found.update(more)
+    assert found == depth
 
 
 def test_money_is_never_a_float() -> None:

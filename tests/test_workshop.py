@@ -1,5 +1,6 @@
 """The files around the code: the locks, the settings' documents, the README's commands, the built wheel."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_every_setting_is_in_a_table() -> None:
     """Each setting has a row in a table of the README or of the docs."""
     missing = sorted(SETTINGS - settings_named_in_tables())
     assert not missing, f"add a row to the settings table for: {missing}"
+
+
+def test_the_lifecycle_is_drawn_from_its_table() -> None:
+    """The drawing in the README and in the docs is the one that the table gives; `make docs` renews it."""
+    spec = importlib.util.spec_from_file_location("lifecycle", ROOT / "docs" / "lifecycle.py")
+    assert spec is not None and spec.loader is not None
+    lifecycle = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lifecycle)
+    for document in lifecycle.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
 
 
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:

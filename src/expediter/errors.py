@@ -17,6 +17,7 @@ ExpediterError
 │   ├── Overloaded         the intake queue is full
 │   ├── DatabaseUnavailable
 │   ├── BrokerUnavailable  the broker cannot be used now
+│   ├── RedisUnavailable   a call to Redis failed or took too long (backends/redis_client.py)
 │   └── CommitUncertain    the commit was sent, its outcome is not known
 ├── PaymentError           what a payment gateway may answer besides success
 │   ├── PaymentDeclined    definite: no money moved, and none will with this key
@@ -26,6 +27,7 @@ ExpediterError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
 │   └── FulfilmentUnavailable
 ├── ConstraintViolated     the database refused a row
+├── RequestRefused         a refusal that only HTTP knows, with its status (web/problems.py)
 ├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (run/background.py)
 └── ConfigurationError     a setting is wrong; the message says which and what to do
 
