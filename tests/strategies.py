@@ -228,3 +228,43 @@ def finished(attempt: Attempt, result: AttemptResult) -> Attempt:
         reference=result.reference,
         error=result.error,
     )
+
+
+def paid(stages: Stages = Stages.PAYMENT_FULFILMENT) -> Story:
+    story = Story.of(stages)
+    story.pay()
+    return story
+
+
+def declined() -> Story:
+    story = Story.of()
+    story.claim()
+    story.payment(PaymentOutcome.DECLINED)
+    return story
+
+
+def unknown() -> Story:
+    """An order whose charge has no known outcome, while a new worker is about to ask the gateway."""
+    story = Story.of()
+    story.crash()
+    story.claim()
+    return story
+
+
+def in_fulfilment(stages: Stages = Stages.FULFILMENT) -> Story:
+    story = Story.of(stages)
+    story.claim()
+    return story
+
+
+def failed() -> Story:
+    story = paid()
+    story.claim()
+    story.fulfilment(FulfilmentOutcome.REFUSED)
+    return story
+
+
+def cancelled_after_payment() -> Story:
+    story = paid()
+    story.cancel()
+    return story

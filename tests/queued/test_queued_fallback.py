@@ -1,0 +1,144 @@
+"""INTAKE=queued without its database, its broker or its Redis, and when they are back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from auditing import rows, wait_until
+from queueing import BURGER, Doors, order
+from servers import DurableRedisServer, PostgresServer, RabbitServer, RedisServer
+from storing import Place
+
+
+@pytest.fixture(scope="module")
+def mortal_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL that tests may kill, if they start it again."""
+    server = PostgresServer(tmp_path_factory.mktemp("mortal_postgresql"))
+    yield server
+    server.stop()
+
+
+def health(client: httpx2.Client, part: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/health").json()["dependencies"][part]
+    return found
+
+
+def test_intake_goes_on_while_the_database_is_away(
+    folder: Path, mortal_postgresql: PostgresServer, mortal_rabbitmq: RabbitServer, redis_server: RedisServer
+) -> None:
+    """With PostgreSQL killed orders are accepted and read, changes too; with the broker gone as well it is 503."""
+    at = Place(mortal_postgresql.new_database(), mortal_postgresql)
+    with ExitStack() as stack:
+        doors = Doors(folder, stack, redis_server.new_database(), mortal_rabbitmq, DATABASE_URL=at.address)
+        one, two = doors.clients
+        known = doors.placed()
+        slow = {"FULFILMENT_MOCK_LATENCY_MIN": "1500", "FULFILMENT_MOCK_LATENCY_MAX": "1500"}
+        with doors.worker(**slow):
+            doors.until(known, "completed")
+            mortal_postgresql.kill()
+            ids = [doors.placed(), *(doors.placed(BURGER) for _ in range(9))]
+            assert all(doors.states(order_id) == {"pending"} for order_id in ids)
+            assert two.post(f"/orders/{ids[0]}/cancel").status_code == 202
+            assert doors.states(ids[0]) == {"cancelled"}
+            # Nobody can judge these now.
+            assert one.post("/orders/NOBODY/cancel").status_code == 202
+            assert one.post(f"/orders/{known}/cancel").status_code == 202
+            assert two.post("/orders", json=order("TAKEN")).status_code == 202
+            assert health(one, "database")["status"] == "down"
+            mortal_postgresql.restart()
+            doors.until(ids[0], "cancelled")
+            for order_id in ids[1:]:
+                doors.until(order_id, "completed")
+            doors.until("TAKEN", "completed")
+            wait_until(lambda: doors.states("NOBODY") == {"409"})
+            assert "Order not found" in two.get("/orders/NOBODY").json()["error"]
+            wait_until(lambda: "refused" in str(two.get(f"/orders/{known}").json()["last_error"]))
+        # The id that belonged to no order is free.
+        assert one.post("/orders", json=order("NOBODY")).status_code == 202
+        mortal_postgresql.kill()
+        mortal_rabbitmq.kill()
+        neither = one.post("/orders", json=order())
+        assert neither.status_code == 503
+        mortal_postgresql.restart()
+        wait_until(lambda: health(one, "database")["status"] == "ok")
+        directly = one.post("/orders", json=order())
+        assert directly.status_code == 201, directly.text
+        for client in doors.clients:
+            assert client.get(f"/orders/{directly.json()['order_id']}").status_code == 200
+        assert "RabbitMQ" in health(one, "queue")["detail"]
+        mortal_rabbitmq.restart()
+        wait_until(lambda: health(one, "queue")["status"] == "ok")
+        assert one.post("/orders", json=order()).status_code == 202
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_a_broker_that_goes_away_takes_no_accepted_order_along(
+    folder: Path,
+    kind: str,
+    mortal_redis: DurableRedisServer,
+    mortal_rabbitmq: RabbitServer,
+    redis_server: RedisServer,
+) -> None:
+    """What waited in a broker that is killed is stored directly; a change of it meanwhile is 503, never a 404."""
+    rabbit = mortal_rabbitmq if kind == "rabbitmq" else None
+    broker = mortal_rabbitmq if rabbit else mortal_redis
+    with ExitStack() as stack:
+        settings = {} if rabbit else {"BROKER_URL": mortal_redis.new_database()}
+        doors = Doors(folder, stack, redis_server.new_database(), rabbit, **settings)
+        one, two = doors.clients
+        order_id, other = doors.placed(), doors.placed()
+        broker.kill()
+        assert two.get(f"/orders/{order_id}").status_code == 200
+        statuses = set()
+
+        def cancelled() -> bool:
+            statuses.add(two.post(f"/orders/{order_id}/cancel").status_code)
+            statuses.update(answer.status_code for answer in doors.both(f"/orders/{order_id}"))
+            return 202 in statuses
+
+        wait_until(cancelled)
+        assert statuses <= {200, 202, 503}, statuses
+        assert doors.states(order_id) == {"cancelled"}
+        assert one.post("/orders", json=order()).status_code == 201
+        wait_until(lambda: other in {row[0] for row in rows(folder, "SELECT order_id FROM orders")})
+        wait_until(lambda: one.get(f"/orders/{other}/events").status_code == 200)
+        assert one.delete(f"/orders/{other}").status_code == 204
+        assert doors.states(other) <= {"404", "503"}
+        broker.restart()
+        wait_until(lambda: health(one, "queue")["status"] == "ok" and health(two, "queue")["status"] == "ok")
+        doors.apply()
+        doors.drain()
+        assert (doors.states(order_id), doors.states(other)) == ({"cancelled"}, {"404"})
+        assert_sound_history(folder, order_id)
+
+
+def assert_sound_history(folder: Path, order_id: str) -> None:
+    types = rows(folder, "SELECT type FROM events WHERE order_id = ? ORDER BY number", order_id)
+    assert types == [("order.placed",), ("order.cancelled",)]
+
+
+def test_without_redis_orders_are_stored_directly(
+    folder: Path, mortal_redis: DurableRedisServer, rabbitmq: RabbitServer
+) -> None:
+    """With Redis killed POST is 201, /health says why, and it is 202 again by itself once Redis is back."""
+    with ExitStack() as stack:
+        doors = Doors(folder, stack, mortal_redis.new_database(), rabbitmq)
+        one, two = doors.clients
+        waiting = doors.placed()
+        mortal_redis.kill()
+        answer = one.post("/orders", json=order())
+        assert answer.status_code == 201, answer.text
+        assert two.get(f"/orders/{answer.json()['order_id']}").status_code == 200
+        assert {found.status_code for found in doors.both(f"/orders/{waiting}")} == {503}
+        assert two.post(f"/orders/{waiting}/cancel").status_code == 503
+        assert "stored directly" in health(one, "queue")["detail"]
+        mortal_redis.restart()
+        wait_until(lambda: health(one, "queue")["status"] == "ok")
+        assert one.post("/orders", json=order()).status_code == 202
+        assert doors.states(waiting) == {"pending"}
