@@ -6,6 +6,8 @@ construct the replay of its events: `decide` changes an order only through event
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
 from expediter.errors import (
@@ -146,9 +148,22 @@ def _held(draft: Draft, command: WorkerCommand, kind: JobKind | None) -> Job:
     return job
 
 
+#: The statuses in which there is something to do for each kind of job.
+_CLAIMED_IN: Mapping[JobKind, frozenset[Status]] = {
+    JobKind.CHARGE: frozenset({Status.PENDING, Status.PAYMENT_PROCESSING}),
+    JobKind.CONFIRM: frozenset({Status.PENDING}),
+    JobKind.FULFIL: frozenset({Status.PENDING, Status.CONFIRMED, Status.PROCESSING}),
+    JobKind.REFUND: frozenset({Status.CANCELLED}),
+}
+
+
 def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
     if job.claims >= command.claims_max:
         _park(draft, job, f"gave up after {job.claims} claims without an outcome")
+        return
+    if draft.order.status not in _CLAIMED_IN[job.kind]:
+        # It cannot come to this. Should it all the same, nothing is called: least of all the gateway.
+        _park(draft, job, f"an order that is {draft.order.status.value} has nothing to {job.kind.value}")
         return
     draft.job = replace(
         job,

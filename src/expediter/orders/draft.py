@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 
+from expediter.errors import IllegalTransition
 from expediter.orders.events import Changes, Event, evolve
-from expediter.orders.order import Attempt, AttemptResult, Job, JobKind, Line, Order, PaymentOutcome, Status
+from expediter.orders.order import (
+    TRANSITIONS,
+    Attempt,
+    AttemptResult,
+    Job,
+    JobKind,
+    Line,
+    Order,
+    PaymentOutcome,
+    Status,
+)
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -37,7 +49,10 @@ class Draft:
         self.attempts: tuple[Attempt | AttemptResult, ...] = ()
 
     def change(self, type: str, data: Changes) -> None:
-        """Add the event `type` and let it change the order."""
+        """Add the event `type` and let it change the order. Raises IllegalTransition for what is no move."""
+        order, wanted = self.order, data.status
+        if wanted is not UNSET and wanted is not order.status and wanted not in TRANSITIONS[order.status]:
+            raise IllegalTransition(order.order_id, order.status, wanted, TRANSITIONS[order.status])
         number = self.order.version + 1
         self.events += (Event(self.order.order_id, number, self.now, type, data),)
         self.order = evolve(self.order, number, self.now, data)

@@ -35,6 +35,12 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     currency: str
 
 
+def read_ledger(path: Path) -> dict[tuple[str, str], LedgerEntry]:
+    """Return the entries of a ledger by action and key. Raises OSError, msgspec.MsgspecError."""
+    entries = [msgspec.json.decode(line, type=LedgerEntry) for line in path.read_bytes().splitlines()]
+    return {(entry.action, entry.key): entry for entry in entries}
+
+
 class SimulatedGateway:
     """Succeeds at a given rate after a random delay; a failure is a gateway that is briefly unavailable."""
 

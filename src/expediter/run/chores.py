@@ -18,6 +18,7 @@ from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
 from expediter.upkeep.doctor import Finding
+from expediter.upkeep.verify import Verified, verify
 from expediter.web.api.admin import SAMPLES_PER_BATCH
 from expediter.web.api.orders import new_order_id
 
@@ -59,6 +60,17 @@ async def move_to_archive(
     try:
         await asyncio.to_thread(upgrade, settings.database)
         found.append(await archive(database, folder, days=days, advance=advance))
+    finally:
+        await database.close()
+
+
+async def verify_database(
+    settings: Settings, ledger: Path | None, advance: Callable[[int], None], found: list[Verified]
+) -> None:
+    """Hold everything that is stored against the laws; add what was found to `found`."""
+    database = open_database(settings.database)
+    try:
+        found.append(await verify(database, ledger=ledger, advance=advance))
     finally:
         await database.close()
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expediter import __version__
 from expediter.errors import ConfigurationError, ExpediterError
+from expediter.run.opening import opening_lines, reachability_lines
 from expediter.settings import Settings, load_settings
 from expediter.telemetry import configure_logs
 
@@ -109,57 +110,6 @@ _Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines 
 #: What a supervisor hands to its processes.
 _Descriptor = Annotated[int | None, typer.Option(hidden=True)]
 
-_EXAMPLE = '{"customer_name": "Alice", "items": [{"name": "Pen", "quantity": 2, "price": 1.20}]}'
-
-
-def reachability_lines(service: Service) -> list[str]:
-    """Return a line each about the database, the broker and the cache: reachable or not, and what if not."""
-    if service.intake is None:
-        without = "orders are refused with 503"
-    else:
-        without = "orders are still taken in by the broker"
-    return [
-        f"  orders   {service.database.describe()}, {service.database.durability}; reachable, and if it "
-        f"cannot be, {without}",
-        _queue_line(service),
-        _cache_line(service),
-    ]
-
-
-def _queue_line(service: Service) -> str:
-    broker = service.broker
-    if broker is None:
-        return "  queue    in the database"
-    if broker.failing is None:
-        queued = "; takes orders in before they are stored" if service.intake is not None else ""
-        return f"  queue    {broker.name}{queued}"
-    return (
-        f"  queue    {broker.name} cannot be reached, and until it can the database is the queue, and "
-        f"takes orders in: {broker.failing}"
-    )
-
-
-def _cache_line(service: Service) -> str:
-    cache = service.cache
-    if cache.failing is None:
-        return f"  cache    {cache.name}"
-    return f"  cache    {cache.name} cannot be reached: {cache.failing}"
-
-
-def _opening(settings: Settings, address: str, reachable: Sequence[str], worked_off: str) -> list[str]:
-    lines = [
-        f"Expediter {__version__} listens on {address}",
-        *reachable,
-        f"  workers  {worked_off}",
-        "Try:",
-        f"  curl {address}/health",
-        f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {address}/orders",
-        f"  open {address}/docs",
-    ]
-    if not settings.loopback:
-        lines.append("  Anyone who reaches this address may place and change orders.")
-    return lines
-
 
 def _say_all(lines: Sequence[str]) -> None:
     for line in lines:
@@ -213,7 +163,7 @@ def serve(
             lifeline.ready(lines)
         else:
             where = _BESIDE if no_workers else f"in this process, {at_once} at once"
-            _say_all(_opening(settings, address, lines, where))
+            _say_all(opening_lines(settings, address, lines, where))
 
     _supervised(
         serving.serve(
@@ -256,7 +206,7 @@ def _supervise(
     chores.upgrade_database(settings)
 
     def ready(reachable: list[str]) -> None:
-        lines = _opening(settings, address, reachable, worked_off)
+        lines = opening_lines(settings, address, reachable, worked_off)
         _say_all(lines)
         if on_ready is not None:
             on_ready(address, lines)
@@ -389,6 +339,34 @@ def archive(
         print(f"No order with a history here has been at rest for {older_than:g} days")
     else:
         print(f"Moved {moved.events} events of {moved.orders} orders to {moved.path}")
+
+
+@app.command()
+def verify(
+    ledger: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The simulated gateway's ledger, to compare.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hold everything that is stored against the conservation laws; exit 1 and name what breaks one."""
+    import msgspec
+
+    from expediter.run import chores
+    from expediter.upkeep.verify import Verified
+
+    found: list[Verified] = []
+    progress, advance = _progress(total=None, what="Verifying")
+    with progress:
+        _run(chores.verify_database(_settings(), ledger, advance, found))
+    (verified,) = found
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(verified), indent=2).decode())
+    else:
+        for breach in verified.breaches:
+            print(f"{breach.order_id or '-'}: {breach.law}")
+        print(f"{verified.orders} orders, {verified.found} breaches of the laws")
+    if verified.found:
+        raise typer.Exit(1)
 
 
 @cache_app.command("reset")

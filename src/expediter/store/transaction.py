@@ -35,9 +35,11 @@ from expediter.store.rows import (
     line_row,
     lines_by_order,
     order_row,
+    read_job,
+    read_order,
     read_order_and_job,
 )
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
+from expediter.store.statements import DELETED_ORDERS, FEED, LINES, among
 from expediter.store.submissions import (
     Answer,
     Applied,
@@ -51,13 +53,18 @@ from expediter.store.submissions import (
     Request,
 )
 
+# Whatever is decided on is locked first. The jobs are read by a statement of their own, after the lock: beside a
+# row that another transaction has just changed, PostgreSQL returns what is joined to it as it was before.
+# Nobody changes a job without the lock on its order.
 _LOAD = (
-    ORDERS_AND_JOBS.where(among(schema.orders.c.order_id))
+    select(schema.orders)
+    .where(among(schema.orders.c.order_id))
     # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
     # As an expression: without statistics PostgreSQL might walk the whole index rather than sort a few rows.
     .order_by(schema.orders.c.order_id.concat(literal_column("''")))
-    .with_for_update(of=schema.orders)
+    .with_for_update()
 )
+_LOAD_JOBS = select(schema.jobs).where(among(schema.jobs.c.order_id))
 _FIND_DUE = (
     select(schema.orders, schema.jobs)
     .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
@@ -145,17 +152,17 @@ class _Batch:
     async def _load_orders(self, ids: list[str]) -> None:
         if not ids:
             return
-        self._know(await self._connection.fetch(_LOAD, ids=ids))
+        rows = await self._connection.fetch(_LOAD, ids=ids)
+        if rows:
+            found = await self._connection.fetch(_LOAD_JOBS, ids=[row[0] for row in rows])
+            jobs = {row[0]: read_job(row) for row in found}
+            self._know([(read_order(row), jobs.get(row[0])) for row in rows])
 
-    def _know(self, rows: Sequence[Row]) -> list[str]:
-        """Take note of loaded orders, unless this batch has them already; return their ids."""
-        ids = []
-        for row in rows:
-            order, job = read_order_and_job(row)
-            ids.append(order.order_id)
+    def _know(self, found: Sequence[tuple[Order, Job | None]]) -> None:
+        """Take note of loaded orders, unless this batch has them already."""
+        for order, job in found:
             if order.order_id not in self._before:
                 self._before[order.order_id] = self._after[order.order_id] = (order, job)
-        return ids
 
     async def carry_out(self, asked: Asked) -> Outcome:
         if isinstance(asked, ClaimDue):
@@ -263,13 +270,14 @@ class _Batch:
         self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
     ) -> list[Claimed]:
         rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
-        rows = await self._readable(rows)
-        if probe and rows and not await self._breaker.take_probe(asked.holder, self._now):
+        found = await self._readable(rows)
+        if probe and found and not await self._breaker.take_probe(asked.holder, self._now):
             return []
         claimed = []
-        for order_id in self._know(rows):
+        self._know(found)
+        for order, _ in found:
             command = ClaimJob(
-                order_id=order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
+                order_id=order.order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
             )
             try:
                 applied = self._decide(command)
@@ -280,13 +288,12 @@ class _Batch:
                 claimed.append(Claimed(applied.order, applied.job, probe))
         return claimed
 
-    async def _readable(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that can be read; an order whose row cannot is parked, so that it holds up nobody."""
+    async def _readable(self, rows: list[Row]) -> list[tuple[Order, Job | None]]:
+        """Return what can be read; an order whose row cannot is parked, so that it holds up nobody."""
         readable, broken = [], []
         for row in rows:
             try:
-                read_order_and_job(row)
-                readable.append(row)
+                readable.append(read_order_and_job(row))
             except (KeyError, TypeError, ValueError):
                 broken.append((None, NEVER, self._now, row[0]))
         if broken:
@@ -320,7 +327,7 @@ class _Batch:
             await connection.update(schema.orders, ORDER_CHANGES, ("order_id",), rows)
         if gone:
             await connection.remove(schema.orders, gone)
-            await connection.remove(schema.order_lines, gone)
+            await connection.remove(schema.order_lines, gone, exactly=False)
             await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
         await self._write_jobs()
         await self._write_attempts()

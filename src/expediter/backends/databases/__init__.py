@@ -42,10 +42,13 @@ class Connection(Protocol):
         """Insert rows whose last column is a sum; where the key exists, add to it instead."""
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
-        """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'."""
+        """Set `columns` of the rows that `keys` find; each row: the columns' values, then the keys'.
 
-    async def remove(self, table: Table, ids: Sequence[str]) -> None:
-        """Delete the rows whose first column is one of these."""
+        Each must find one row: another number is a Collision, and the transaction begins anew.
+        """
+
+    async def remove(self, table: Table, ids: Sequence[str], *, exactly: bool = True) -> None:
+        """Delete the rows whose first column is one of these; `exactly` one for each, else it is a Collision."""
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """Insert rows without their first column, which goes on from the number in `last`; return the newest.
@@ -59,6 +62,14 @@ class Connection(Protocol):
 
         It may be behind by what the database took to tell it (ServerClock), and is never ahead.
         """
+
+
+class Collision(Exception):
+    """The transaction met what another one has changed meanwhile, and has to begin anew."""
+
+    def __init__(self, table: Table, found: int, meant: int) -> None:
+        """Say how many rows a change found, and how many it was about."""
+        super().__init__(f"a change of {meant} rows of {table.name} found {found}")
 
 
 Transaction = Callable[[Connection], Coroutine[Any, Any, T]]

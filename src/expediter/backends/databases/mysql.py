@@ -15,7 +15,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Row, T, Transaction
+from expediter.backends.databases import Collision, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import ServerDatabase
 from expediter.backends.databases.statements import Compiler
@@ -43,8 +43,8 @@ _REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
 _NOW = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
 
 
-class _Collision(Exception):
-    """The transaction collided with another one."""
+class _Collided(Exception):
+    """The driver's error says that the transaction collided with another one."""
 
 
 class MysqlConnection:
@@ -89,17 +89,22 @@ class MysqlConnection:
         other = ", ".join(["%s"] * len(names))
         changes = ", ".join(f"t.{name} = v.c{number}" for number, name in enumerate(columns))
         on = " AND ".join(f"t.{name} = v.c{number}" for number, name in enumerate(keys, len(columns)))
+        found = 0
         for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
             part = rows[start : start + ROWS_PER_STATEMENT_MAX]
             made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (len(part) - 1))
             text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
-            await self._cursor.execute(text, [value for row in part for value in row])
+            found += await self._cursor.execute(text, [value for row in part for value in row])
+        if found != len(rows):
+            raise Collision(table, found, len(rows))
 
-    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+    async def remove(self, table: Table, ids: Sequence[str], *, exactly: bool = True) -> None:
         """See Connection."""
         column, *_ = table.columns
         marks = ", ".join(["%s"] * len(ids))
-        await self._cursor.execute(f"DELETE FROM {table.name} WHERE {column.name} IN ({marks})", list(ids))
+        found = await self._cursor.execute(f"DELETE FROM {table.name} WHERE {column.name} IN ({marks})", list(ids))
+        if exactly and found != len(ids):
+            raise Collision(table, found, len(ids))
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection. There is no RETURNING here: LAST_INSERT_ID(x) comes back with the statement's answer."""
@@ -150,7 +155,7 @@ class MysqlDatabase(ServerDatabase):
     """A MariaDB or MySQL database (InnoDB)."""
 
     kind = "MariaDB/MySQL"
-    collisions = (_Collision,)
+    collisions = (Collision, _Collided)
     power_safe: Mapping[str, str] = {"innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1"}
 
     def __init__(self, url: URL) -> None:
@@ -197,12 +202,12 @@ class MysqlDatabase(ServerDatabase):
                 yield raw
             finally:
                 pool.release(raw)
-        except (ExpediterError, _Collision):
+        except (ExpediterError, Collision):
             raise
         except (mysql_errors.MySQLError, OSError, TimeoutError) as error:
             code = error.args[0] if error.args else 0
             if code in _COLLISIONS:
-                raise _Collision(str(error)) from error
+                raise _Collided(str(error)) from error
             if code in _REFUSALS:
                 raise ConstraintViolated(str(error)) from error
             text = str(error) or type(error).__name__

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Row, T, Transaction
+from expediter.backends.databases import Collision, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import ServerDatabase
 from expediter.backends.databases.statements import Compiler
@@ -72,7 +72,7 @@ class PostgresConnection:
         self._clock = clock
         self._begun = begun
         #: Changes that were asked for and not sent yet, each with its rows.
-        self._changes: list[tuple[_Change, Sequence[Row]]] = []
+        self._changes: list[_Pending] = []
 
     async def _begin(self) -> None:
         """Open the transaction with its first statement; one that has no other needs none."""
@@ -107,30 +107,34 @@ class PostgresConnection:
             names = [column.name for column in table.columns]
             await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
         else:
-            self._changes.append((_insertion(table), rows))
+            self._changes.append(_Pending(table, _insertion(table), rows))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append((_addition(table), rows))
+        self._changes.append(_Pending(table, _addition(table), rows))
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append((_update(table, tuple(columns), tuple(keys)), rows))
+        self._changes.append(_Pending(table, _update(table, tuple(columns), tuple(keys)), rows, exactly=True))
 
-    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+    async def remove(self, table: Table, ids: Sequence[str], *, exactly: bool = True) -> None:
         """See Connection."""
-        self._changes.append((_removal(table), [(each,) for each in ids]))
+        self._changes.append(_Pending(table, _removal(table), [(each,) for each in ids], exactly=exactly))
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
         # All in one statement with the changes before it; the number's row is locked last. Where nothing was read
         # before, that statement is the whole transaction, and commits by itself.
-        changes, values = self._kept_back(returning=True)
+        pending, changes, values = self._kept_back()
         appending = _appending(last, table)
         text = appending.text(changes, len(values) + 1)
         values += [len(rows), *appending.rows.arrays(rows)]
         if self.is_open:
-            return int(await self._raw.fetchval(text, *values))
+            newest, *found = await self._raw.fetchrow(text, *values)
+            _check(pending, found)
+            return int(newest)
+        # Only what was read is changed: what is here inserts, and either does so or fails.
+        assert not any(each.exactly for each in pending)
         if self._begun is not None:
             self._begun()
         with _uncertain(self._raw):
@@ -138,23 +142,20 @@ class PostgresConnection:
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
-        changes, values = self._kept_back()
+        pending, changes, values = self._kept_back()
         if changes:
             await self._begin()
-            *others, text = changes
-            if others:
-                text = f"WITH {_named(others)} {text}"
-            await self._raw.execute(text, *values)
+            counts = ", ".join(_counts(len(changes)))
+            _check(pending, await self._raw.fetchrow(f"WITH {_named(changes)} SELECT {counts}", *values))
 
-    def _kept_back(self, *, returning: bool = False) -> tuple[list[str], list[Any]]:
-        changes, self._changes = self._changes, []
+    def _kept_back(self) -> tuple[list[_Pending], list[str], list[Any]]:
+        pending, self._changes = self._changes, []
         texts: list[str] = []
         values: list[Any] = []
-        for change, rows in changes:
-            text = change.text(len(values) + 1)
-            texts.append(f"{text} RETURNING 1" if returning else text)
-            values += change.arrays(rows)
-        return texts, values
+        for each in pending:
+            texts.append(f"{each.change.text(len(values) + 1)} RETURNING 1")
+            values += each.change.arrays(each.rows)
+        return pending, texts, values
 
     async def now(self) -> int:
         """See Connection."""
@@ -181,6 +182,22 @@ class _Change(NamedTuple):
         if not rows:
             return ["{}"] * len(self.types)
         return [_array(kind, values) for kind, values in zip(self.types, zip(*rows, strict=True), strict=True)]
+
+
+class _Pending(NamedTuple):
+    """A change that was asked for; with `exactly` it must find one row for each of these."""
+
+    table: Table
+    change: _Change
+    rows: Sequence[Row]
+    exactly: bool = False
+
+
+def _check(pending: Sequence[_Pending], found: Sequence[int]) -> None:
+    """Raise Collision where a change found another number of rows than it was about."""
+    for each, count in zip(pending, found, strict=True):
+        if each.exactly and count != len(each.rows):
+            raise Collision(each.table, count, len(each.rows))
 
 
 def _array(kind: str, values: Sequence[Any]) -> str:
@@ -226,6 +243,10 @@ def _removal(table: Table) -> _Change:
     return _Change(f"DELETE FROM {table.name} WHERE {column.name} = ANY(", _types([column]), ")")
 
 
+def _counts(changes: int) -> list[str]:
+    return [f"(SELECT count(*) FROM c{number})" for number in range(changes)]
+
+
 def _named(changes: Sequence[str]) -> str:
     return ", ".join([f"c{number} AS ({change})" for number, change in enumerate(changes)])
 
@@ -244,7 +265,8 @@ class _Appending(NamedTuple):
         count = f"${first}::bigint"
         # The number's row stays locked from here to the commit, and other processes wait for it. Left to itself
         # PostgreSQL would begin with it; a condition that counts what the changes return has it done after them.
-        made = " + ".join([f"(SELECT count(*) FROM c{number})" for number in range(len(changes))])
+        counts = _counts(len(changes))
+        made = " + ".join(counts)
         parts = [_named(changes)] if changes else []
         parts += [
             f"moved AS (UPDATE {self.source} SET {self.number} = {self.number} + {count}"
@@ -252,7 +274,7 @@ class _Appending(NamedTuple):
             f"appended AS (INSERT INTO {self.table} SELECT newest - {count} + nth, {self.names} "
             f"FROM moved, {self.rows.text(first + 1)})",
         ]
-        return f"WITH {', '.join(parts)} SELECT newest FROM moved"
+        return f"WITH {', '.join(parts)} SELECT {', '.join(['newest', *counts])} FROM moved"
 
 
 @cache
@@ -324,7 +346,7 @@ class PostgresDatabase(ServerDatabase):
     """A PostgreSQL database."""
 
     kind = "PostgreSQL"
-    collisions = _COLLISIONS
+    collisions = (Collision, *_COLLISIONS)
     power_safe: Mapping[str, str] = {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"}
 
     async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
@@ -365,7 +387,7 @@ class PostgresDatabase(ServerDatabase):
             pool = await self._open()
             async with pool.acquire(timeout=CONNECT_SECONDS_MAX) as raw:
                 yield raw
-        except (ExpediterError, *_COLLISIONS):
+        except (ExpediterError, Collision, *_COLLISIONS):
             raise
         except _REFUSALS as error:
             raise ConstraintViolated(str(error)) from error

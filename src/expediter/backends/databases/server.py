@@ -25,7 +25,7 @@ class ServerDatabase(ABC):
     """See Database. READ COMMITTED, with explicit locks and compare-and-set."""
 
     durability = "power-safe"
-    #: What the driver, or this package, raises where a transaction collided with another one.
+    #: Collision, and what else is raised where a transaction collided with another one.
     collisions: ClassVar[tuple[type[Exception], ...]]
     kind: ClassVar[str]
 

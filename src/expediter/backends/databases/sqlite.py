@@ -25,7 +25,7 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Row, T
+from expediter.backends.databases import Collision, Row, T
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import (
     CommitUncertain,
@@ -102,13 +102,17 @@ class SqliteConnection:
         """See Connection."""
         changes = ", ".join(f"{column} = ?" for column in columns)
         where = " AND ".join(f"{key} = ?" for key in keys)
-        self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows)
+        found = self._raw.executemany(f"UPDATE {table.name} SET {changes} WHERE {where}", rows).rowcount
+        if found != len(rows):
+            raise Collision(table, found, len(rows))
 
-    async def remove(self, table: Table, ids: Sequence[str]) -> None:
+    async def remove(self, table: Table, ids: Sequence[str], *, exactly: bool = True) -> None:
         """See Connection."""
         column, *_ = table.columns
         text = f"DELETE FROM {table.name} WHERE {column.name} = ?"
-        self._raw.executemany(text, [(each,) for each in ids])
+        found = self._raw.executemany(text, [(each,) for each in ids]).rowcount
+        if exactly and found != len(ids):
+            raise Collision(table, found, len(ids))
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection. Two statements for the number: RETURNING came with SQLite 3.35."""

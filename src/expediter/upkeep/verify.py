@@ -1,0 +1,175 @@
+"""`expediter verify`: the conservation laws, held over the whole database, beside a running service.
+
+One snapshot is read from the first order to the last, a part at a time, so memory does not grow with the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from expediter.backends.databases import Connection, Database
+from expediter.errors import ConfigurationError
+from expediter.orders.laws import Dossier, breaches
+from expediter.orders.order import Order, PaymentStatus, gateway_key
+from expediter.payments.simulated import LedgerEntry, read_ledger
+from expediter.store import audit
+
+#: Breaches that are named, at most; all are counted.
+BREACHES_NAMED_MAX = 1_000
+#: Keys of a deleted order that are known again: it was declined and charged anew less often than that.
+GENERATIONS_MAX = 10
+
+
+class Breach(msgspec.Struct, frozen=True):
+    """One law that does not hold: of which order (None: of none in particular), and how."""
+
+    order_id: str | None
+    law: str
+
+
+class Verified(msgspec.Struct):
+    """What was looked at and what was found."""
+
+    orders: int = 0
+    found: int = 0
+    breaches: list[Breach] = []
+
+    def add(self, order_id: str | None, law: str) -> None:
+        """Take note of a breach."""
+        self.found += 1
+        if len(self.breaches) < BREACHES_NAMED_MAX:
+            self.breaches.append(Breach(order_id, law))
+
+
+async def verify(database: Database, *, ledger: Path | None, advance: Callable[[int], None]) -> Verified:
+    """Hold everything that is stored against the laws; `advance` is told how many more orders were looked at.
+
+    With `ledger`, the simulated gateway's file, its charges and refunds are compared with what the orders say.
+    Raises DatabaseUnavailable, ConfigurationError.
+    """
+    verified = Verified()
+    books = None if ledger is None else _Books(ledger, verified)
+
+    async def work(connection: Connection) -> None:
+        await _orders(connection, verified, advance, books)
+        position, newest = await audit.feed(connection)
+        if newest > position:
+            verified.add(None, f"the feed is at {position}, and an event has position {newest}")
+        for table, ids in (await audit.orphans(connection)).items():
+            for order_id in ids:
+                verified.add(order_id, f"{table} has rows of it, and it is not there")
+        after: str | None = ""
+        while after is not None:
+            wrong, after = await audit.kept_answers(connection, after)
+            for key, order_id in wrong.items():
+                verified.add(order_id, f"the answer kept under the key {key} names it, and it never was")
+        if books is not None:
+            gone = ""
+            while ids := await audit.deleted(connection, gone):
+                books.forget(ids)
+                gone = ids[-1]
+
+    await database.read(work)
+    if books is not None:
+        books.close()
+    return verified
+
+
+async def _orders(
+    connection: Connection, verified: Verified, advance: Callable[[int], None], books: _Books | None
+) -> None:
+    real: dict[str, int] = {}
+    last: str | None = ""
+    while last is not None:
+        part = await audit.orders(connection, last, real)
+        last = part.after
+        for order_id, error in part.unreadable.items():
+            verified.add(order_id, f"it cannot be read: {error}")
+        for order_id, positions in part.positions.items():
+            if positions != sorted(set(positions)):
+                verified.add(order_id, "its events do not follow one another in the feed")
+        for dossier in part.dossiers:
+            for law in breaches(dossier):
+                verified.add(dossier.order.order_id, law)
+            if books is not None:
+                books.compare(dossier)
+        looked = len(part.dossiers) + len(part.unreadable)
+        verified.orders += looked
+        advance(looked)
+    counted = await audit.counters(connection)
+    for name in sorted(counted.keys() | real.keys()):
+        said, is_so = counted.get(name, 0), real.get(name, 0)
+        if said != is_so:
+            verified.add(None, f"the counter {name} is {said}, and the rows say {is_so}")
+
+
+class _Books:
+    """The gateway's books, as they were before the database was read and as they are after it.
+
+    What one side saw later than the other is no breach: what the gateway did must have been intended before, and
+    what the orders say must be in the books by the end.
+    """
+
+    def __init__(self, ledger: Path, verified: Verified) -> None:
+        self._ledger = ledger
+        self._verified = verified
+        self._before = self._read()
+        self._unknown = set(self._before)
+        #: What must be in the books by the end: action and key, and whose.
+        self._expected: dict[tuple[str, str], str] = {}
+
+    def _read(self) -> dict[tuple[str, str], LedgerEntry]:
+        try:
+            return read_ledger(self._ledger)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigurationError(f"The ledger {self._ledger} cannot be read: {error}") from error
+
+    def compare(self, dossier: Dossier) -> None:
+        """Hold what the books had of an order against what it says."""
+        order = dossier.order
+        status = order.payment_status
+        now = gateway_key(order.order_id, order.generation)
+        for generation in range(1, order.generation + 1):
+            key = gateway_key(order.order_id, generation)
+            for action in ("charge", "refund"):
+                entry = self._before.get((action, key))
+                if entry is None:
+                    continue
+                self._unknown.discard((action, key))
+                if (entry.amount_minor, entry.currency) != (order.total_minor, order.currency):
+                    self._add(order, f"the gateway's {action} is about another amount")
+                if key != now:
+                    self._add(order, f"the gateway has a {action} under {key}, which was declined")
+        if order.charging or any(attempt.error == "settled by hand" for attempt in dossier.attempts):
+            return
+        taken = status in (PaymentStatus.PAID, PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED)
+        if taken and ("charge", now) not in self._before:
+            self._expected["charge", now] = order.order_id
+        if status is PaymentStatus.REFUNDED and ("refund", now) not in self._before:
+            self._expected["refund", now] = order.order_id
+        if ("charge", now) in self._before and not taken and status is not PaymentStatus.UNKNOWN:
+            self._add(order, f"it is {status.value}, and the gateway has charged it under {now}")
+        if ("refund", now) in self._before and status is PaymentStatus.PAID:
+            self._add(order, f"it is paid, and the gateway has refunded it under {now}")
+
+    def forget(self, order_ids: list[str]) -> None:
+        """Take note that these orders are deleted: their charges are nobody's any more."""
+        for order_id in order_ids:
+            for generation in range(1, GENERATIONS_MAX + 1):
+                key = gateway_key(order_id, generation)
+                self._unknown -= {("charge", key), ("refund", key)}
+
+    def close(self) -> None:
+        """Look once more, for what was not in the books before, and name what belongs to nobody."""
+        after = self._read()
+        for (action, key), order_id in self._expected.items():
+            if (action, key) not in after:
+                self._verified.add(order_id, f"it says that it has a {action}; the gateway has none under {key}")
+        for action, key in sorted(self._unknown):
+            self._verified.add(None, f"the gateway has a {action} under {key}, and no order has that key")
+
+    def _add(self, order: Order, law: str) -> None:
+        self._verified.add(order.order_id, law)
