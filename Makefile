@@ -44,6 +44,10 @@ run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
 test: $(DEV_LOCK) $(PROJECT) ## Run the tests
 	$(BIN)/python -m pytest
 
+.PHONY: walk
+walk: $(DEV_LOCK) $(PROJECT) ## Let many processes and clients meet until a law breaks (ARGS="--on postgresql --minutes 30")
+	@$(BIN)/python tests/walk/endless.py $(ARGS)
+
 .PHONY: lint
 lint: $(DEV_LOCK) $(PROJECT) ## Check style, format and types
 	$(BIN)/ruff check

@@ -98,7 +98,7 @@ class Serving(Program):
             self._wait_until_ready()
         except BaseException:
             self.process.kill()
-            self.process.wait()
+            super()._end()
             raise
 
     def _wait_until_ready(self) -> None:
@@ -123,8 +123,7 @@ class Serving(Program):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()
 
     def until_rest(self, order_id: str) -> dict[str, object]:
         """Return the order once nothing more happens to it unasked."""

@@ -22,7 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "web": frozenset({"queued", "store", "backends/brokers", "backends/cache", "orders", "settings"}),
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
     "work": frozenset({"payments", "fulfilment", "store", "orders"})
-    | {"backends/brokers", "backends/batching", "backends/tasks"},
+    | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"},
     "queued": frozenset({"store", "backends", "orders"}),
     "store": frozenset({"backends", "orders"}),
     "payments": frozenset({"orders"}),

@@ -5,6 +5,10 @@ Nygard's ("Release It!", 2007) with its state in one database row, so that a who
 and sends one probe.
 """
 
+import math
+from collections import deque
+from itertools import islice
+
 import msgspec
 from msgspec.structs import replace
 
@@ -17,6 +21,8 @@ GATEWAY_KINDS = frozenset({JobKind.CHARGE, JobKind.REFUND})
 BACKOFF_BASE = 1 * MICROSECONDS
 #: No delay is longer, in microseconds.
 BACKOFF_CAP = 30 * MICROSECONDS
+#: Calls that a process looks back at, at most, to judge whether the gateway is down.
+LAST_CALLS_MAX = 10_000
 #: How long a probe may take before another process may send one, in microseconds.
 PROBE_LEASE = 30 * MICROSECONDS
 
@@ -25,6 +31,51 @@ def backoff(failures: int, random: float) -> int:
     """Return microseconds to wait after `failures` (>= 1) failures; `random` is uniform in [0, 1)."""
     ceiling = min(BACKOFF_CAP, BACKOFF_BASE * 2 ** min(failures - 1, 16))
     return int(ceiling * random)
+
+
+class CallWatch:
+    """One process's calls to the gateway, as they end: whether they say that it is down.
+
+    To a lone caller, `threshold` failures in a row say so. When many calls at once fail now and then, as many come
+    to stand in a row by chance. So as many of the last calls are looked at as were under way, and of those more
+    than half must have failed, by 1.2 times the square root of their number. With 25 or 400 calls at once, one in
+    five of which fails, chance alone does that less than once in a hundred hours. A gateway that is down does it
+    before the calls that were under way have all ended (tests/orders/test_call_watch.py).
+    """
+
+    def __init__(self, threshold: int) -> None:
+        """Nothing is under way."""
+        self._threshold = threshold
+        self._under_way = 0
+        self._failed: deque[bool] = deque(maxlen=LAST_CALLS_MAX)
+        #: Failures in a row, up to now.
+        self.failures = 0
+
+    def begin(self) -> int:
+        """Take note of a call that goes out; return how many are under way with it."""
+        self._under_way += 1
+        return self._under_way
+
+    def end(self, under_way: int, *, failed: bool | None) -> bool:
+        """Take note of the end of a call (None: it tells nothing); return whether the gateway is taken to be down.
+
+        `under_way` is what `begin` returned.
+        """
+        self._under_way -= 1
+        if failed is None:
+            return False
+        self._failed.append(failed)
+        self.failures = self.failures + 1 if failed else 0
+        if self.failures < self._threshold:
+            return False
+        last = min(under_way, LAST_CALLS_MAX)
+        failed = sum(islice(reversed(self._failed), last))
+        return failed >= min(last, last / 2 + 1.2 * math.sqrt(last))
+
+    def forget(self) -> None:
+        """Begin to count anew: it is known elsewhere, or it was this process that slept."""
+        self.failures = 0
+        self._failed.clear()
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +106,9 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         """Return the closed breaker: whoever got an answer has shown that the other side is back."""
         return Breaker()
 
-    def after_failure(self, now: int, *, threshold: int, recovery: int, probe: bool) -> "Breaker":
-        """Return the breaker one consecutive failure on; it opens at `threshold`, for `recovery` microseconds."""
-        failures = self.failures + 1
+    def after_failure(self, now: int, *, threshold: int, recovery: int, probe: bool, times: int = 1) -> "Breaker":
+        """Return the breaker `times` failures in a row on; it opens at `threshold` for `recovery` microseconds."""
+        failures = self.failures + times
         if self.open_until is not None and probe:
             return Breaker(failures=failures, open_until=now + recovery)
         if self.open_until is not None:

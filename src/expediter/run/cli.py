@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expediter import __version__
+from expediter.backends import points
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.run.opening import opening_lines, reachability_lines
 from expediter.settings import Settings, load_settings
@@ -67,6 +69,8 @@ def _say(text: str, style: str = "") -> None:
 def _settings(**overrides: Any) -> Settings:
     settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
     configure_logs(settings.log_level, settings.log_format)
+    if moments := os.environ.get(points.VARIABLE):
+        points.switch_on(moments)
     return settings
 
 

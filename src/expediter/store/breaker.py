@@ -49,7 +49,11 @@ class SharedBreaker:
             if asked.succeeded:
                 return breaker.after_success()
             return breaker.after_failure(
-                now, threshold=asked.threshold, recovery=asked.recovery, probe=asked.probe
+                now,
+                threshold=asked.threshold,
+                recovery=asked.recovery,
+                probe=asked.probe,
+                times=asked.failures,
             )
 
         return await self._change(change) or Breaker()

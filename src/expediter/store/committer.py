@@ -16,6 +16,7 @@ import structlog
 
 from expediter.backends.cache import Cache
 from expediter.backends.databases import Connection, Database
+from expediter.backends.points import reach
 from expediter.backends.tasks import Background
 from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
 from expediter.store.lookups import was_committed
@@ -157,6 +158,7 @@ class Committer:
         _fail(groups, error)
 
     async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+        reach("committed")
         self.failing = None
         self.commits += 1
         self.requests += len(outcomes)
@@ -183,7 +185,9 @@ class Committer:
                 if not group.done.done():
                     group.done.set_result(outcomes[start:end])
                 start = end
-        self._committed.clear()
+        if self._committed:
+            self._committed.clear()
+            reach("told")
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
         async def announce(batch: Batch) -> None:

@@ -100,7 +100,9 @@ class ClaimDue(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReportBreaker(msgspec.Struct, frozen=True, gc=False):
-    """Tell the payment breaker how a call went; `threshold` failures in a row open it for `recovery`.
+    """Tell the payment breaker how calls went: `failures` in a row; `threshold` of them open it for `recovery`.
+
+    While all is well nobody tells it anything: each process counts by itself (CallWatch).
 
     `probe` says that it was the one call that the open breaker let through. `order_id` is the order that the call
     was for: if its lease turns out to be lost in the same transaction, the call tells nothing. A worker that slept
@@ -112,6 +114,7 @@ class ReportBreaker(msgspec.Struct, frozen=True, gc=False):
     recovery: int
     probe: bool = False
     order_id: str | None = None
+    failures: int = 1
 
 
 Asked = Request | ClaimDue | ReportBreaker

@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import bindparam, literal_column, select
 
 from expediter.backends.databases import Connection, Row
+from expediter.backends.points import reach
 from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, StaleLease
 from expediter.orders.commands import ClaimJob, Command, PlaceOrder
 from expediter.orders.decisions import decide
@@ -102,11 +103,14 @@ async def apply(
     """
     batch = _Batch(connection, await connection.now(), slot)
     await batch.load(asked)
+    reach("loaded")
     outcomes = [await batch.carry_out(request) for request in asked]
     await batch.add_lines(asked, outcomes)
+    reach("decided")
     # Before the feed is locked: it takes a moment, and that lock keeps every other process waiting.
     last = batch.events[-1] if batch.events else None
     await announce(Batch(outcomes, batch.changed, len(batch.events), last))
+    reach("announced")
     return await batch.write()
 
 

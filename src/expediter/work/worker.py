@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import structlog
 
+from expediter.backends.points import reach
 from expediter.backends.tasks import Background, Pauses
 from expediter.errors import ExpediterError, StaleLease, Unavailable
 from expediter.orders.commands import FailJob, RecordCall, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
 from expediter.orders.order import MICROSECONDS, JobKind, Order, PaymentOutcome
-from expediter.orders.resilience import Breaker, backoff
+from expediter.orders.resilience import GATEWAY_KINDS, Breaker, CallWatch, backoff
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
 from expediter.work.stages import Tools, run
@@ -61,6 +62,7 @@ class Worker:
         self.background = Background("worker", self._run)
         self._give_up = False
         self._breaker = Breaker()
+        self._watch = CallWatch(breaker_threshold)
 
     @property
     def busy(self) -> int:
@@ -109,6 +111,7 @@ class Worker:
             claims = await self._claim(free) if free > 0 else None
             if claims is not None and claims.claimed:
                 pauses.reset()
+                reach("claimed")
                 for claimed in claims.claimed:
                     self._spawn(claimed)
             if claims is not None and len(claims.changed) >= max(free, 1):
@@ -150,9 +153,13 @@ class Worker:
         next_step: Claimed | None = claimed
         while next_step is not None:
             until = asyncio.get_running_loop().time() + self._tools.lease / MICROSECONDS
+            calls = next_step.job.kind in GATEWAY_KINDS
+            under_way = self._watch.begin() if calls else 0
             command, told = await self._attempt(next_step)
-            report = self._breaker_report(next_step, command) if told else None
+            report = self._breaker_report(next_step, command, under_way, told=told) if calls else None
+            reach("called")
             next_step = await self._hand_in(command, report, until)
+            reach("handed in")
 
     async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:
         """Return what came of the job, and whether that tells anything about the other side."""
@@ -170,13 +177,25 @@ class Worker:
             retry_in = backoff(claimed.job.failures + 1, random.random())
             return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
 
-    def _breaker_report(self, claimed: Claimed, command: WorkerCommand) -> ReportBreaker | None:
-        if not isinstance(command, RecordCall):
+    def _breaker_report(
+        self, claimed: Claimed, command: WorkerCommand, under_way: int, *, told: bool
+    ) -> ReportBreaker | None:
+        """Return what the breaker must hear of a call that has ended: nothing while all is well."""
+        if not told or not isinstance(command, RecordCall):
+            self._watch.end(under_way, failed=None)
             return None
         away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
-        if not away and not self._breaker.failures:
-            return None  # closed and quiet: nothing to write
-        return ReportBreaker(not away, self._threshold, self._recovery, claimed.probe, claimed.order.order_id)
+        down = self._watch.end(under_way, failed=away)
+        if not (down or claimed.probe or (not away and self._breaker.open_until is not None)):
+            return None
+        return ReportBreaker(
+            not away,
+            self._threshold,
+            self._recovery,
+            claimed.probe,
+            claimed.order.order_id,
+            failures=max(1, self._watch.failures),
+        )
 
     async def _hand_in(self, command: WorkerCommand, report: ReportBreaker | None, until: float) -> Claimed | None:
         """Store the outcome; return the next step if the job was kept for it."""
@@ -198,9 +217,12 @@ class Worker:
         for outcome in outcomes:
             if isinstance(outcome, Breaker):
                 self._breaker = outcome
+                if outcome.open_until is not None:
+                    self._watch.forget()  # all know it now
         first = outcomes[0]
         if isinstance(first, StaleLease):
             log.info("a lease was lost; its outcome is dropped", order_id=command.order_id)
+            self._watch.forget()  # its calls failed because this process slept
         elif isinstance(first, ExpediterError):
             log.error("an outcome was refused", order_id=command.order_id, error=str(first))
         elif isinstance(first, Applied) and first.job is not None and first.job.holder == self._holder:
