@@ -69,8 +69,8 @@ class CallWatch:
         if self.failures < self._threshold:
             return False
         last = min(under_way, LAST_CALLS_MAX)
-        failed = sum(islice(reversed(self._failed), last))
-        return failed >= min(last, last / 2 + 1.2 * math.sqrt(last))
+        of_them = sum(islice(reversed(self._failed), last))
+        return of_them >= min(last, last / 2 + 1.2 * math.sqrt(last))
 
     def forget(self) -> None:
         """Begin to count anew: it is known elsewhere, or it was this process that slept."""
