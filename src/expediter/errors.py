@@ -17,6 +17,7 @@ ExpediterError
 │   ├── Overloaded         the intake queue is full
 │   ├── DatabaseUnavailable
 │   ├── BrokerUnavailable  the broker cannot be used now
+│   ├── OrderUnreadable    its row is of a newer version, or damaged
 │   ├── RedisUnavailable   a call to Redis failed or took too long (backends/redis_client.py)
 │   └── CommitUncertain    the commit was sent, its outcome is not known
 ├── PaymentError           what a payment gateway may answer besides success
@@ -27,6 +28,7 @@ ExpediterError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
 │   └── FulfilmentUnavailable
 ├── ConstraintViolated     the database refused a row
+├── RequestFailed          a bug kept one request of several from being carried out
 ├── RequestRefused         a refusal that only HTTP knows, with its status (web/problems.py)
 ├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (run/background.py)
 └── ConfigurationError     a setting is wrong; the message says which and what to do
@@ -149,6 +151,18 @@ class BrokerUnavailable(Unavailable):
     """The broker cannot be used now (gone, full, not answering in time)."""
 
 
+class OrderUnreadable(Unavailable):
+    """This version cannot read the order's row; a newer one that has written it can."""
+
+    retry_after_seconds = 30
+
+    def __init__(self, order_id: str, created_at: object, reason: object) -> None:
+        """Remember its place in lists, as far as it can be read."""
+        self.order_id = order_id
+        self.created_at = created_at if isinstance(created_at, int) else 0
+        super().__init__(f"Order {order_id} cannot be read by this version: {reason}; ask a newer one")
+
+
 class CommitUncertain(Unavailable):
     """The commit was sent but its outcome is not known; only a repeat with an Idempotency-Key is safe.
 
@@ -193,3 +207,7 @@ class ConfigurationError(ExpediterError):
 
 class ConstraintViolated(ExpediterError):
     """The database refused a row; the transaction was rolled back."""
+
+
+class RequestFailed(ExpediterError):
+    """A bug kept one request from being carried out: nothing of it is stored, and the log shows why."""

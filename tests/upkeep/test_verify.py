@@ -98,7 +98,7 @@ DAMAGES = {
     "DELETE FROM deleted_orders": ("D1", "events has rows of it, and it is not there"),
     "UPDATE orders SET status = 'of a newer version' WHERE order_id = 'C1'": (
         "C1",
-        "it cannot be read: KeyError: 'of a newer version'",
+        "it cannot be read: Order C1 cannot be read by this version: 'of a newer version'; ask a newer one",
     ),
 }
 

@@ -14,9 +14,16 @@ class Gatherer(Generic[T, R]):
     """Carries out many small calls in few rounds. Use it from one event loop."""
 
     def __init__(
-        self, work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, items_max: int, rounds_max: int = 1
+        self,
+        work: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        items_max: int,
+        rounds_max: int = 1,
     ) -> None:
-        """`work` answers up to `items_max` items, in their order; `rounds_max` calls may run side by side."""
+        """`work` answers up to `items_max` items, in their order; `rounds_max` calls may run side by side.
+
+        An answer that is an exception is raised to whoever asked for that item, and to nobody else.
+        """
         self._work = work
         self._items_max = items_max
         self._rounds_max = rounds_max
@@ -61,7 +68,11 @@ class Gatherer(Generic[T, R]):
                     raise
                 continue
             for (_, answer), value in zip(taken, answers, strict=True):
-                if not answer.done():
+                if answer.done():
+                    continue
+                if isinstance(value, Exception):
+                    answer.set_exception(value)
+                else:
                     answer.set_result(value)
 
     async def finish(self) -> None:

@@ -19,6 +19,7 @@ from expediter.errors import (
     BrokerUnavailable,
     ConstraintViolated,
     NotYetApplied,
+    RequestFailed,
     Unavailable,
 )
 from expediter.queued.message import QueuedCommand, unpack
@@ -192,6 +193,8 @@ class Applier:
             requests = [each.command.request(waits=waits, again=each.again) for each in work]
             again: list[_Work] = []
             for each, outcome in zip(work, await self._carry_out(requests), strict=True):
+                if isinstance(outcome, RequestFailed):
+                    raise outcome  # a bug is no refusal: the message is tried again by itself
                 if isinstance(outcome, NotYetApplied):
                     waiting.append(each)
                 elif isinstance(outcome, ConstraintViolated) and not each.again:

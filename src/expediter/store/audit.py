@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import Select, and_, bindparam, func, not_, select
 
 from expediter.backends.databases import Connection, Row
+from expediter.errors import OrderUnreadable
 from expediter.orders.events import Changes, Event, Placed
 from expediter.orders.laws import Dossier
 from expediter.store import schema
@@ -85,8 +86,8 @@ async def orders(connection: Connection, after: str, total: dict[str, int]) -> R
                     [read_attempt(attempt) for attempt in attempts[order_id]],
                 )
             )
-        except (KeyError, TypeError, ValueError) as error:  # msgspec's errors are of the last kind, too
-            unreadable[order_id] = f"{type(error).__name__}: {error}"
+        except (OrderUnreadable, ValueError) as error:  # msgspec's errors are of the last kind
+            unreadable[order_id] = str(error)
             continue
         count_order(total, order, 1)
         if job is not None:

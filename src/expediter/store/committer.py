@@ -18,7 +18,14 @@ from expediter.backends.cache import Cache
 from expediter.backends.databases import Connection, Database
 from expediter.backends.points import reach
 from expediter.backends.tasks import Background
-from expediter.errors import CommitUncertain, ConstraintViolated, ExpediterError, Overloaded, Unavailable
+from expediter.errors import (
+    CommitUncertain,
+    ConstraintViolated,
+    ExpediterError,
+    Overloaded,
+    RequestFailed,
+    Unavailable,
+)
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import clear, remove_expired_keys, retire_caches
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
@@ -143,11 +150,12 @@ class Committer:
         except CommitUncertain as error:
             self._cache.forget_commit(final=False)
             await self._settle(groups, error)
-        except ConstraintViolated as error:
-            self._cache.forget_commit(final=True)
-            await self._divide(groups, error)
         except Unavailable as error:
             self._give_up(groups, error)
+        except Exception as error:
+            # The database refused a row, or one request meets a bug: nothing is stored, and the others go on.
+            self._cache.forget_commit(final=True)
+            await self._divide(groups, error)
         else:
             await self._succeed(groups, outcomes)
 
@@ -162,7 +170,11 @@ class Committer:
         self.failing = None
         self.commits += 1
         self.requests += len(outcomes)
-        await self._publish(outcomes)
+        try:
+            await self._publish(outcomes)
+        except Exception:
+            # It is stored all the same: whoever asked hears so, and the others of the batch, too.
+            log.exception("a commit could not be told to everybody in this process")
         self._committed.append((groups, outcomes))
         if not self._queue:
             self._tell()
@@ -252,8 +264,8 @@ class Committer:
         await self._database.write(retire_caches)
         await self._cache.reset()
 
-    async def _divide(self, groups: list[_Group], error: ConstraintViolated) -> None:
-        """Find the request that the database refuses, and spare the others."""
+    async def _divide(self, groups: list[_Group], error: Exception) -> None:
+        """Find the request that cannot be carried out, and spare the others."""
         if len(groups) > 1:
             middle = len(groups) // 2
             await self._commit(groups[:middle])
@@ -261,7 +273,9 @@ class Committer:
         elif len(groups[0].asked) > 1:
             await self._divide_group(groups[0])
         else:
-            log.error("the database refused a request", error=str(error))
+            if isinstance(error, ConstraintViolated):
+                log.error("the database refused a request", error=str(error))
+            self._tell()
             _fail(groups, error)
 
     async def _divide_group(self, group: _Group) -> None:
@@ -274,8 +288,11 @@ class Committer:
             error = part.done.exception()
             if error is None:
                 outcomes += part.done.result()
+            elif isinstance(error, ExpediterError):
+                outcomes.append(error)
             else:
-                outcomes.append(error if isinstance(error, ExpediterError) else ExpediterError(str(error)))
+                log.error("a request failed for a reason that nobody foresaw", exc_info=error)
+                outcomes.append(RequestFailed(f"{type(error).__name__}: {error}"))
         if not group.done.done():
             group.done.set_result(outcomes)
 

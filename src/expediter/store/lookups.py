@@ -9,13 +9,13 @@ import msgspec
 from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
 
 from expediter.backends.databases import Connection
-from expediter.errors import DuplicateOrder
+from expediter.errors import DuplicateOrder, OrderUnreadable
 from expediter.orders.events import Event
 from expediter.orders.order import NEVER, Attempt, Job, Line, Order, Status
 from expediter.orders.resilience import Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
-from expediter.store.rows import lines_by_order, read_attempt, read_order, read_order_and_job
+from expediter.store.rows import lines_by_order, read_attempt, read_order_and_job, read_orders
 from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
 from expediter.store.submissions import PageQuery
 
@@ -60,9 +60,11 @@ _EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
 
-async def orders_with_lines(connection: Connection, ids: list[str]) -> list[tuple[Order, list[Line]]]:
+async def orders_with_lines(
+    connection: Connection, ids: list[str]
+) -> list[tuple[Order | OrderUnreadable, list[Line]]]:
     """Return those of these orders (at least one id) that there are, each with its lines."""
-    orders = [read_order(row) for row in await connection.fetch(_ORDERS, ids=ids)]
+    orders = read_orders(await connection.fetch(_ORDERS, ids=ids))
     if not orders:
         return []
     lines = await lines_of(connection, [order.order_id for order in orders])
@@ -138,8 +140,8 @@ async def history(connection: Connection, order_id: str) -> list[HistoryRow] | N
     return [HistoryRow(*row) for row in rows]
 
 
-async def page(connection: Connection, query: PageQuery) -> list[Order]:
-    """Return up to `query.limit` orders, newest first."""
+async def page(connection: Connection, query: PageQuery) -> list[Order | OrderUnreadable]:
+    """Return up to `query.limit` orders, newest first; one that cannot be read is an error in its place."""
     statement = _page_statement(query)
     values = msgspec.structs.asdict(query)
     if query.after is not None:
@@ -148,7 +150,7 @@ async def page(connection: Connection, query: PageQuery) -> list[Order]:
         newest_at = min(query.after[0], before - 1)
         values |= {"after_at": query.after[0], "after_id": query.after[1], "newest_at": newest_at}
     values["status"] = query.status.value if query.status else None
-    return [read_order(row) for row in await connection.fetch(statement, **values)]
+    return read_orders(await connection.fetch(statement, **values))
 
 
 async def lines_of(connection: Connection, ids: list[str]) -> dict[str, list[Line]]:

@@ -12,7 +12,7 @@ import msgspec
 from expediter.backends.batching import Gatherer
 from expediter.backends.cache import Cache, Entry
 from expediter.backends.databases import Connection, Database
-from expediter.errors import OrderNotFound
+from expediter.errors import OrderNotFound, OrderUnreadable
 from expediter.orders.documents import order_document
 from expediter.orders.order import Attempt, Job, Order, Status
 from expediter.orders.resilience import Breaker
@@ -32,6 +32,9 @@ ORDERS_PER_LOOK = 25
 LOOKS_AT_ONCE = 4
 #: Orders whose readers may wait at once; one more is answered at once.
 WAITERS_MAX = 10_000
+
+
+_to_json = msgspec.json.Encoder().encode
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -110,9 +113,14 @@ class Queries:
         """Read an order from the database, in one transaction with what others ask for at the same time."""
         return await self._details.ask(order_id)
 
-    async def _load_all(self, order_ids: Sequence[str]) -> list[Entry | None]:
+    async def _load_all(self, order_ids: Sequence[str]) -> list[Entry | None | OrderUnreadable]:
         found = await self._database.read(partial(lookups.orders_with_lines, ids=list(dict.fromkeys(order_ids))))
-        entries = {order.order_id: Entry(order.version, order_document(order, lines)) for order, lines in found}
+        entries = {
+            order.order_id: order
+            if isinstance(order, OrderUnreadable)
+            else Entry(order.version, order_document(order, lines))
+            for order, lines in found
+        }
         return [entries.get(order_id) for order_id in order_ids]
 
     async def wait(self, order_id: str, *, beyond: int, seconds: float) -> Entry:
@@ -228,15 +236,18 @@ def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-async def _documents(connection: Connection, orders: Sequence[Order]) -> list[msgspec.Raw]:
-    """Return the documents of these orders, up to PAGE_BYTES_MAX but always one."""
+async def _documents(connection: Connection, orders: Sequence[Order | OrderUnreadable]) -> list[msgspec.Raw]:
+    """Return the documents of these orders, up to PAGE_BYTES_MAX but always one; an unreadable one says so."""
     documents: list[msgspec.Raw] = []
     size = 0
     for start in range(0, len(orders), ORDERS_PER_LOOK):
         part = orders[start : start + ORDERS_PER_LOOK]
         lines = await lookups.lines_of(connection, [order.order_id for order in part])
         for order in part:
-            document = order_document(order, lines[order.order_id])
+            if isinstance(order, OrderUnreadable):
+                document = _to_json({"order_id": order.order_id, "error": str(order)})
+            else:
+                document = order_document(order, lines[order.order_id])
             size += len(document)
             if documents and size > PAGE_BYTES_MAX:
                 return documents

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec.structs import astuple, replace
 
+from expediter.errors import OrderUnreadable
 from expediter.orders.order import (
     Attempt,
     Job,
@@ -60,6 +61,7 @@ _number = attrgetter("line")
 
 _ORDER_COLUMNS = schema.orders.columns.keys()
 _ORDER_WIDTH = len(_ORDER_COLUMNS)
+_CREATED_AT = _ORDER_COLUMNS.index("created_at")
 #: The flags, counted from the first column after the customer's id.
 _PRICED, _CHARGING = (_ORDER_COLUMNS.index(name) - 6 for name in ("priced", "charging"))
 _changes = itemgetter(*map(_ORDER_COLUMNS.index, (*ORDER_CHANGES, "order_id")))
@@ -114,12 +116,26 @@ def changed_order_row(order: Order) -> Row:
 
 
 def read_order(row: Row) -> Order:
-    """Return the order that the first columns of `row` hold."""
+    """Return the order that the first columns of `row` hold. Raises OrderUnreadable."""
     order_id, status, payment_status, stages, customer, number, *more = row[:_ORDER_WIDTH]
     more[_PRICED] = bool(more[_PRICED])
     more[_CHARGING] = bool(more[_CHARGING])
-    statuses = _STATUS[status], _PAYMENT_STATUS[payment_status], _STAGES[stages]
-    return Order(order_id, *statuses, id_value(customer, number), *more)
+    try:
+        statuses = _STATUS[status], _PAYMENT_STATUS[payment_status], _STAGES[stages]
+        return Order(order_id, *statuses, id_value(customer, number), *more)
+    except (KeyError, TypeError, ValueError) as error:
+        raise OrderUnreadable(order_id, row[_CREATED_AT], error) from error
+
+
+def read_orders(rows: Iterable[Row]) -> list[Order | OrderUnreadable]:
+    """Return the orders that these rows hold; one that cannot be read is an error in its own place."""
+    found: list[Order | OrderUnreadable] = []
+    for row in rows:
+        try:
+            found.append(read_order(row))
+        except OrderUnreadable as unreadable:
+            found.append(unreadable)
+    return found
 
 
 def job_row(order_id: str, job: Job) -> Row:
@@ -135,7 +151,9 @@ def read_order_and_job(row: Row) -> tuple[Order, Job | None]:
 
 
 def read_job(row: Row) -> Job:
-    """Return the job that a row of `jobs` holds."""
+    """Return the job that a row of `jobs` holds. Raises OrderUnreadable."""
+    if row[1] not in _KIND:
+        raise OrderUnreadable(row[0], None, f"a job to {row[1]}")
     return Job(_KIND[row[1]], *row[2:])
 
 

@@ -6,7 +6,7 @@ turn, and writes everything that came of it with a handful of statements, whatev
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, literal_column, select
 
 from expediter.backends.databases import Connection, Row
 from expediter.backends.points import reach
-from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, StaleLease
+from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, OrderUnreadable, StaleLease
 from expediter.orders.commands import ClaimJob, Command, PlaceOrder
 from expediter.orders.decisions import decide
 from expediter.orders.draft import Decision
@@ -125,6 +125,7 @@ class _Batch:
         self._after: dict[str, tuple[Order | None, Job | None]] = {}
         self._lines: dict[str, tuple[Line, ...]] = {}
         self._deleted: set[str] = set()
+        self._unreadable: dict[str, OrderUnreadable] = {}
         self._answers: dict[str, Kept] = {}
         self._new_answers: list[tuple[IdempotencyKey, Answer]] = []
         self.events: list[Event] = []
@@ -158,9 +159,19 @@ class _Batch:
             return
         rows = await self._connection.fetch(_LOAD, ids=ids)
         if rows:
-            found = await self._connection.fetch(_LOAD_JOBS, ids=[row[0] for row in rows])
-            jobs = {row[0]: read_job(row) for row in found}
-            self._know([(read_order(row), jobs.get(row[0])) for row in rows])
+            jobs = {row[0]: row for row in await self._connection.fetch(_LOAD_JOBS, ids=[row[0] for row in rows])}
+            self._know(self._read(rows, jobs))
+
+    def _read(self, rows: Sequence[Row], jobs: Mapping[str, Row]) -> list[tuple[Order, Job | None]]:
+        """Return what can be read; what cannot is refused to whoever asks for it, and to nobody else."""
+        found = []
+        for row in rows:
+            try:
+                job = jobs.get(row[0])
+                found.append((read_order(row), None if job is None else read_job(job)))
+            except OrderUnreadable as unreadable:
+                self._unreadable[row[0]] = unreadable
+        return found
 
     def _know(self, found: Sequence[tuple[Order, Job | None]]) -> None:
         """Take note of loaded orders, unless this batch has them already."""
@@ -200,6 +211,8 @@ class _Batch:
 
     def _decide(self, command: Command) -> Applied:
         order_id = command.order_id
+        if order_id in self._unreadable:
+            raise self._unreadable[order_id]
         order, job = self._after.get(order_id, (None, None))
         if order_id in self._deleted and isinstance(command, PlaceOrder):
             raise DuplicateOrder(order_id, deleted=True)
@@ -298,7 +311,7 @@ class _Batch:
         for row in rows:
             try:
                 readable.append(read_order_and_job(row))
-            except (KeyError, TypeError, ValueError):
+            except OrderUnreadable:
                 broken.append((None, NEVER, self._now, row[0]))
         if broken:
             columns = ("holder", "due_at", "dead_at")

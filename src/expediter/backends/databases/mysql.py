@@ -40,6 +40,9 @@ _TLS_MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _COLLISIONS = frozenset({1213, 1205, 1020, 1062})
 #: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
 _REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
+#: What tells of the server or of the session rather than of the statement (read-only, shutting down, out of memory
+#: or disk, not ready in its cluster): such a session may stay so. It is given up, and the next one is new.
+_GONE_BAD = frozenset({1290, 1792, 1836, 1053, 1021, 1037, 1041, 1047, 1077, 1079, 1158, 1159, 1160, 1161, 3159})
 _NOW = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
 
 
@@ -200,6 +203,10 @@ class MysqlDatabase(ServerDatabase):
             raw, pool = await self._acquire()
             try:
                 yield raw
+            except mysql_errors.MySQLError as error:
+                if error.args and error.args[0] in _GONE_BAD:
+                    raw.close()
+                raise
             finally:
                 pool.release(raw)
         except (ExpediterError, Collision):

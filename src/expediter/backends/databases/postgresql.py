@@ -45,6 +45,17 @@ _COLLISIONS = (
 _REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError, asyncpg.DataError)
 #: What a connection raises that broke while it was used.
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+#: What tells of the server or of the session rather than of the statement: a session of a server that was demoted
+#: or made read-only stays so when that is over. It is given up, and the next one is new.
+_GONE_BAD = (
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidTransactionStateError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
+)
 #: Whole numbers and null are written alike in JSON and in PostgreSQL's arrays.
 _to_json = msgspec.json.Encoder().encode
 _END = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
@@ -386,7 +397,12 @@ class PostgresDatabase(ServerDatabase):
         try:
             pool = await self._open()
             async with pool.acquire(timeout=CONNECT_SECONDS_MAX) as raw:
-                yield raw
+                try:
+                    yield raw
+                except _GONE_BAD:
+                    _terminate(raw)
+                    await pool.expire_connections()  # the others have come from the same server
+                    raise
         except (ExpediterError, Collision, *_COLLISIONS):
             raise
         except _REFUSALS as error:
