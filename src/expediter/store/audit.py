@@ -11,6 +11,7 @@ from expediter.backends.databases import Connection, Row
 from expediter.errors import OrderUnreadable
 from expediter.orders.events import Changes, Event, Placed
 from expediter.orders.laws import Dossier
+from expediter.orders.order import is_order_id
 from expediter.store import schema
 from expediter.store.rows import count_job, count_order, lines_by_order, read_attempt, read_order_and_job
 from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
@@ -121,14 +122,21 @@ async def feed(connection: Connection) -> tuple[int, int]:
     return int(position), int(newest or 0)
 
 
-async def kept_answers(connection: Connection, after: str) -> tuple[dict[str, str], str | None]:
-    """Return keys beyond `after` whose answers name an order that never was, with its id, and where to go on."""
+async def kept_answers(
+    connection: Connection, after: str, *, gone_too: bool = False
+) -> tuple[dict[str, str], str | None]:
+    """Return keys beyond `after` whose answers name an order that never was, with its id, and where to go on.
+
+    With `gone_too` also those that name a deleted order.
+    """
     rows = await connection.fetch(_KEYS, after=after)
     if not rows:
         return {}, None
     named = {key: order_id for key, headers, body in rows if (order_id := _named(headers, body))}
     ids = list(dict.fromkeys(named.values()))
-    there = await _known(connection, ids) if ids else set()
+    there = {row[0] for row in await connection.fetch(_ORDERS_THERE, ids=ids)} if ids else set()
+    if ids and not gone_too:
+        there |= {row[0] for row in await connection.fetch(DELETED_ORDERS, ids=ids)}
     return {key: order_id for key, order_id in named.items() if order_id not in there}, rows[-1][0]
 
 
@@ -137,17 +145,14 @@ def _named(headers: str, body: str) -> str | None:
     location = msgspec.json.decode(headers, type=dict[str, str]).get("location")
     if location:
         return location.rpartition("/")[2]
+    if is_order_id(body):
+        return body  # so it is kept for a made-up order
     try:
         document = msgspec.json.decode(body) if body.startswith("{") else {}
     except msgspec.DecodeError:
         return None
     order_id = document.get("order_id") if isinstance(document, dict) else None
     return order_id if isinstance(order_id, str) else None
-
-
-async def _known(connection: Connection, ids: list[str]) -> set[str]:
-    there = {row[0] for row in await connection.fetch(_ORDERS_THERE, ids=ids)}
-    return there | {row[0] for row in await connection.fetch(DELETED_ORDERS, ids=ids)}
 
 
 def _orphans(table: str, *, deleted_too: bool) -> Select[tuple[str]]:

@@ -26,8 +26,9 @@ from expediter.errors import (
     RequestFailed,
     Unavailable,
 )
+from expediter.store import emptying
 from expediter.store.lookups import was_committed
-from expediter.store.maintenance import clear, remove_expired_keys, retire_caches
+from expediter.store.maintenance import remove_expired_keys, retire_caches
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
 
@@ -251,13 +252,23 @@ class Committer:
     async def clear(
         self, key: IdempotencyKey | None = None, word: Callable[[int], Answer] | None = None
     ) -> int | Replayed:
-        """Remove every order; return how many there were, or the kept answer of an earlier call with this key.
+        """Remove every order placed until now; return how many, or the answer that the key has.
 
         `word` makes of the number the answer that is kept.
         """
-        removed = await self._database.write(partial(clear, key=key, word=word))
+        if key is not None and (known := await self._database.write(partial(emptying.replayed, key=key))):
+            return known
+        before = await self._database.write(lambda connection: connection.now())
+        removed = 0
+        while some := await self._database.write(partial(emptying.remove_some, before=before, slot=self._slot)):
+            removed += some
+        after: str | None = ""
+        while after is not None:
+            after = await self._database.write(partial(emptying.remove_answers, after=after))
+        finish = partial(emptying.finish, before=before, removed=removed, key=key, word=word)
+        faster = await self._database.write(finish)
         await self._cache.reset()
-        return removed
+        return faster or removed
 
     async def retire_caches(self) -> None:
         """Make every process on this database drop what it has cached."""

@@ -1,17 +1,16 @@
-"""Upkeep of the store: removing what has expired, what goes into the archive, and everything."""
+"""Upkeep of the store: removing what has expired, and what goes into the archive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from expediter.backends.databases import Connection
 from expediter.store import schema
-from expediter.store.idempotency import REMOVE_KEYS, keep_answers, load_answers, replay_answer
+from expediter.store.idempotency import REMOVE_KEYS
 from expediter.store.statements import DELETED_ORDERS, among
-from expediter.store.submissions import Answer, IdempotencyKey, Replayed
 
 #: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
 EXPIRED_KEYS_PER_BATCH = 500
@@ -116,45 +115,6 @@ async def remove_histories(connection: Connection, *, versions: Mapping[str, int
     if not unchanged:
         return Moved(0, 0)
     return Moved(len(unchanged), await connection.run(_REMOVE_HISTORIES, ids=unchanged))
-
-
-_EVERYTHING = (
-    schema.jobs,
-    schema.payment_attempts,
-    schema.order_lines,
-    schema.orders,
-    schema.events,
-    schema.idempotency_keys,
-    schema.counters,
-    schema.deleted_orders,
-)
-_CLOSE_BREAKER = update(schema.circuit_breakers).values(
-    failures=0, open_until=None, probe_holder=None, probe_until=None, version=schema.circuit_breakers.c.version + 1
-)
-_COUNT_ORDERS = select(func.count()).select_from(schema.orders)
-_EMPTY = tuple(delete(table) for table in _EVERYTHING)
-
-
-async def clear(
-    connection: Connection, *, key: IdempotencyKey | None, word: Callable[[int], Answer] | None
-) -> int | Replayed:
-    """Remove every order and everything that belongs to one; return how many orders there were.
-
-    With a key that is known already nothing is removed; otherwise what `word` says is kept under it. The feed's
-    position goes on, so that readers of the feed and caches notice. Raises IdempotencyMismatch.
-    """
-    now = await connection.now()
-    if key is not None:
-        known = await load_answers(connection, [key.key], now)
-        if key.key in known:
-            return replay_answer(key, known[key.key])
-    orders = int((await connection.fetch(_COUNT_ORDERS))[0][0])
-    for statement in (*_EMPTY, _CLOSE_BREAKER):
-        await connection.run(statement)
-    if key is not None and word is not None:
-        await keep_answers(connection, [(key, word(orders))], now)
-    await retire_caches(connection)
-    return orders
 
 
 async def retire_caches(connection: Connection) -> int:

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy import bindparam, select
 
 from expediter.backends.databases import Connection, Row
 from expediter.backends.points import reach
 from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, OrderUnreadable, StaleLease
-from expediter.orders.commands import ClaimJob, Command, PlaceOrder
+from expediter.orders.commands import ClaimJob, Command, PlaceOrder, WorkerCommand
 from expediter.orders.decisions import decide
 from expediter.orders.draft import Decision
 from expediter.orders.events import Event
@@ -40,7 +40,7 @@ from expediter.store.rows import (
     read_order,
     read_order_and_job,
 )
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, among
+from expediter.store.statements import DELETED_ORDERS, FEED, JOBS, LINES, LOCK_ORDERS, LOCK_ORDERS_AND_JOBS
 from expediter.store.submissions import (
     Answer,
     Applied,
@@ -54,18 +54,6 @@ from expediter.store.submissions import (
     Request,
 )
 
-# Whatever is decided on is locked first. The jobs are read by a statement of their own, after the lock: beside a
-# row that another transaction has just changed, PostgreSQL returns what is joined to it as it was before.
-# Nobody changes a job without the lock on its order.
-_LOAD = (
-    select(schema.orders)
-    .where(among(schema.orders.c.order_id))
-    # In one order everywhere, so that two batches about the same orders wait for each other and do not deadlock.
-    # As an expression: without statistics PostgreSQL might walk the whole index rather than sort a few rows.
-    .order_by(schema.orders.c.order_id.concat(literal_column("''")))
-    .with_for_update()
-)
-_LOAD_JOBS = select(schema.jobs).where(among(schema.jobs.c.order_id))
 _FIND_DUE = (
     select(schema.orders, schema.jobs)
     .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
@@ -139,13 +127,18 @@ class _Batch:
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
         placing, other = [], []
+        reports = True
         for request in requests:
             command = request.command
             if not isinstance(command, PlaceOrder):
                 other.append(command.order_id)
+                reports = reports and isinstance(command, WorkerCommand)
             elif not command.fresh:
                 placing.append(command.order_id)
-        await self._load_orders([*placing, *other])
+        if reports and not placing:
+            await self._load_held(other)
+        else:
+            await self._load_orders([*placing, *other])
         if placing:
             rows = await self._connection.fetch(DELETED_ORDERS, ids=placing)
             self._deleted.update(row[0] for row in rows)
@@ -154,12 +147,25 @@ class _Batch:
         if keys:
             self._answers = await load_answers(self._connection, keys, self._now)
 
+    async def _load_held(self, ids: list[str]) -> None:
+        """Load what workers report on: an order beside the job that it has, or had, in one statement.
+
+        Only where nothing else is loaded: two statements that lock, each in the order of the ids, could deadlock.
+        """
+        if not ids:
+            return
+        rows = await self._connection.fetch(LOCK_ORDERS_AND_JOBS, ids=ids)
+        found = await self._readable(rows, park=False)
+        self._know(found)
+        missing = [order_id for order_id in dict.fromkeys(ids) if order_id not in self._before]
+        await self._load_orders(missing)
+
     async def _load_orders(self, ids: list[str]) -> None:
         if not ids:
             return
-        rows = await self._connection.fetch(_LOAD, ids=ids)
+        rows = await self._connection.fetch(LOCK_ORDERS, ids=ids)
         if rows:
-            jobs = {row[0]: row for row in await self._connection.fetch(_LOAD_JOBS, ids=[row[0] for row in rows])}
+            jobs = {row[0]: row for row in await self._connection.fetch(JOBS, ids=[row[0] for row in rows])}
             self._know(self._read(rows, jobs))
 
     def _read(self, rows: Sequence[Row], jobs: Mapping[str, Row]) -> list[tuple[Order, Job | None]]:
@@ -305,15 +311,15 @@ class _Batch:
                 claimed.append(Claimed(applied.order, applied.job, probe))
         return claimed
 
-    async def _readable(self, rows: list[Row]) -> list[tuple[Order, Job | None]]:
-        """Return what can be read; an order whose row cannot is parked, so that it holds up nobody."""
+    async def _readable(self, rows: list[Row], *, park: bool = True) -> list[tuple[Order, Job | None]]:
+        """Return what can be read; an order whose row cannot is parked (`park`), so that it holds up nobody."""
         readable, broken = [], []
         for row in rows:
             try:
                 readable.append(read_order_and_job(row))
             except OrderUnreadable:
                 broken.append((None, NEVER, self._now, row[0]))
-        if broken:
+        if broken and park:
             columns = ("holder", "due_at", "dead_at")
             await self._connection.update(schema.jobs, columns, ("order_id",), broken)
             await self._connection.add(schema.counters, [(DEAD_JOBS, self._slot, len(broken))])
