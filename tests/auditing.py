@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from expediter.backends.databases import open_database
-from expediter.upkeep.verify import Verified, verify
+from expediter.orders.laws import Verified
+from expediter.upkeep.verify import verify
 from serving import PATIENCE_SECONDS, Program
 
 

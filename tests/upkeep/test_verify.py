@@ -8,10 +8,11 @@ import pytest
 
 from expediter.backends.databases import open_database
 from expediter.orders.commands import CancelOrder, DeleteOrder, RecordPayment, RecordRefund
+from expediter.orders.laws import Breach, Verified
 from expediter.orders.order import PaymentOutcome, Stages, gateway_key
 from expediter.store.committer import Committer
 from expediter.store.submissions import Answer, IdempotencyKey, Request
-from expediter.upkeep.verify import Breach, Verified, verify
+from expediter.upkeep.verify import verify
 from storing import Place, applied, claimed, open_committer, place
 
 DAY = 86_400_000_000

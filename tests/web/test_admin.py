@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import ADMIN_PASSWORD
-from serving import Serving
+from serving import Serving, environment
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -211,3 +216,40 @@ def test_the_password_is_in_no_log(idle_service: Serving) -> None:
     idle_service.client.post("/admin/seed", json={"count": 1}, headers={"X-Admin-Password": "guessed-word"})
 
     assert not any(word in line for line in idle_service.log for word in (ADMIN_PASSWORD, "guessed-word"))
+
+
+def test_verify_says_that_every_law_holds_and_names_what_breaks_one(folder: Path) -> None:
+    """/admin/verify looks at the whole database of a running service; a breach is said with its order."""
+    with Serving(folder, "--no-workers", ADMIN_PASSWORD=ADMIN_PASSWORD) as service:
+        order = {"order_id": "A1", "customer_id": "c", "items": [{"item_id": "i", "quantity": 1, "price": 1}]}
+        service.client.post("/orders", json=order)
+        assert service.client.post("/admin/verify").status_code == 401
+        whole = service.client.post("/admin/verify", headers=WAYS["header"][0])
+        assert (whole.status_code, whole.json()["status"]) == (200, "done")
+        assert (whole.json()["orders"], whole.json()["found"]) == (1, 0)
+        with closing(sqlite3.connect(folder / "orders.db")) as raw, raw:
+            raw.execute("DELETE FROM jobs")
+        broken = service.client.post("/admin/verify", headers=WAYS["header"][0]).json()
+        assert broken["found"] == 2
+        assert "A1" in {breach["order_id"] for breach in broken["breaches"]}
+
+
+def test_verify_on_the_command_line(folder: Path) -> None:
+    """`expediter verify` looks beside the running service, and exits with 1 where a law is broken."""
+    with Serving(folder, "--no-workers") as service:
+        order = {"order_id": "A1", "customer_id": "c", "items": [{"item_id": "i", "quantity": 1, "price": 1}]}
+        service.client.post("/orders", json=order)
+        for statement, status, said in (
+            ("SELECT 1", 0, "1 orders, 0 breaches of the laws"),
+            ("DELETE FROM jobs", 1, "A1: it is pending and pending, not at rest, and has no job"),
+        ):
+            with closing(sqlite3.connect(folder / "orders.db")) as raw, raw:
+                raw.execute(statement)
+            ended = subprocess.run(
+                [sys.executable, "-m", "expediter", "verify"],
+                cwd=folder,
+                env=environment(folder),
+                capture_output=True,
+                text=True,
+            )
+            assert (ended.returncode, said in ended.stdout) == (status, True), ended

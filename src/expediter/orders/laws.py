@@ -24,6 +24,31 @@ from expediter.orders.order import (
 _CHARGED = frozenset({PaymentStatus.PAID, PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED})
 
 
+#: Breaches that are named, at most; all are counted.
+BREACHES_NAMED_MAX = 1_000
+
+
+class Breach(msgspec.Struct, frozen=True):
+    """One law that does not hold: of which order (None: of none in particular), and how."""
+
+    order_id: str | None
+    law: str
+
+
+class Verified(msgspec.Struct):
+    """What was looked at and what was found."""
+
+    orders: int = 0
+    found: int = 0
+    breaches: list[Breach] = []
+
+    def add(self, order_id: str | None, law: str) -> None:
+        """Take note of a breach."""
+        self.found += 1
+        if len(self.breaches) < BREACHES_NAMED_MAX:
+            self.breaches.append(Breach(order_id, law))
+
+
 class Dossier(msgspec.Struct, frozen=True):
     """All that is stored about one order. The events are by number; earlier ones may have been archived."""
 

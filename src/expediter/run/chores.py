@@ -10,6 +10,7 @@ from pathlib import Path
 
 from expediter.backends.databases import open_database
 from expediter.errors import ConfigurationError, ExpediterError
+from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
 from expediter.run.service import open_parts, open_service
 from expediter.settings import Settings
@@ -18,7 +19,7 @@ from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
 from expediter.upkeep.doctor import Finding
-from expediter.upkeep.verify import Verified, verify
+from expediter.upkeep.verify import verify
 from expediter.web.api.admin import SAMPLES_PER_BATCH
 from expediter.web.api.orders import new_order_id
 

@@ -355,8 +355,8 @@ def verify(
     """Hold everything that is stored against the conservation laws; exit 1 and name what breaks one."""
     import msgspec
 
+    from expediter.orders.laws import Verified
     from expediter.run import chores
-    from expediter.upkeep.verify import Verified
 
     found: list[Verified] = []
     progress, advance = _progress(total=None, what="Verifying")

@@ -11,6 +11,7 @@ from expediter.errors import ConfigurationError
 from expediter.run.processes import Lifeline
 from expediter.run.service import Service, open_service
 from expediter.settings import Settings
+from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
 from expediter.web.context import Context
 from expediter.web.server.access_log import access_log
@@ -41,6 +42,7 @@ def context_of(service: Service, *, working: bool) -> Context:
         database=service.database.describe(),
         working=working,
         ended=service.ended,
+        verify=Verifying(service.database).result,
         broker=service.broker,
         intake=service.intake,
         temporary=service.temporary,

@@ -5,6 +5,7 @@ One snapshot is read from the first order to the last, a part at a time, so memo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,36 +13,36 @@ import msgspec
 
 from expediter.backends.databases import Connection, Database
 from expediter.errors import ConfigurationError
-from expediter.orders.laws import Dossier, breaches
+from expediter.orders.laws import Dossier, Verified, breaches
 from expediter.orders.order import Order, PaymentStatus, gateway_key
 from expediter.payments.simulated import LedgerEntry, read_ledger
 from expediter.store import audit
 
-#: Breaches that are named, at most; all are counted.
-BREACHES_NAMED_MAX = 1_000
 #: Keys of a deleted order that are known again: it was declined and charged anew less often than that.
 GENERATIONS_MAX = 10
 
 
-class Breach(msgspec.Struct, frozen=True):
-    """One law that does not hold: of which order (None: of none in particular), and how."""
+class Verifying:
+    """Verifies a service's own database when asked, one look at a time. Use it from one event loop."""
 
-    order_id: str | None
-    law: str
+    def __init__(self, database: Database) -> None:
+        """Nothing is looked at yet."""
+        self._database = database
+        self._task: asyncio.Task[Verified] | None = None
 
+    async def result(self, seconds: float) -> Verified | None:
+        """Begin to look, unless a look is under way; return what it found, None if it takes longer than `seconds`.
 
-class Verified(msgspec.Struct):
-    """What was looked at and what was found."""
-
-    orders: int = 0
-    found: int = 0
-    breaches: list[Breach] = []
-
-    def add(self, order_id: str | None, law: str) -> None:
-        """Take note of a breach."""
-        self.found += 1
-        if len(self.breaches) < BREACHES_NAMED_MAX:
-            self.breaches.append(Breach(order_id, law))
+        Whoever asks next gets the result of the same look.
+        """
+        if self._task is None:
+            self._task = asyncio.create_task(verify(self._database, ledger=None, advance=lambda count: None))
+        task = self._task
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            return None
+        self._task = None
+        return task.result()
 
 
 async def verify(database: Database, *, ledger: Path | None, advance: Callable[[int], None]) -> Verified:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.temporary import TemporaryOrders
@@ -19,7 +20,8 @@ from expediter.store.queries import Queries
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
 
-    `ended` names what should run in the background of this process, and does not any more.
+    `verify` holds the database against the laws; None: it takes longer than so many seconds. `ended` names what
+    should run in the background of this process, and does not any more.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -32,6 +34,7 @@ class Context:
     database: str
     working: bool
     ended: Callable[[], list[str]]
+    verify: Callable[[float], Awaitable[Verified | None]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

@@ -8,12 +8,13 @@ import hmac
 import uuid
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from expediter.errors import ExpediterError, IdempotencyMismatch
+from expediter.orders.laws import Breach
 from expediter.orders.order import Line, Order
 from expediter.orders.samples import sample_orders
 from expediter.store.submissions import Answer, IdempotencyKey, Outcome, Replayed, Request
@@ -27,6 +28,9 @@ from expediter.web.problems import RequestRefused
 
 #: Made-up orders that are stored in one transaction, at most.
 SAMPLES_PER_BATCH = 200
+
+#: Seconds that `/admin/verify` waits for the end of its look.
+VERIFY_SECONDS = 10.0
 
 Count = Annotated[int, Meta(ge=0)]
 
@@ -53,6 +57,15 @@ class Emptied(msgspec.Struct, frozen=True):
 
     message: str
     deleted: Count
+
+
+class Verification(msgspec.Struct, frozen=True):
+    """What `verify` found: how many orders it looked at, how many laws are broken, and up to 1,000 of these."""
+
+    status: Literal["running", "done"]
+    orders: Count
+    found: Count
+    breaches: list[Breach]
 
 
 async def populate(call: Call, context: Context) -> Reply:
@@ -146,6 +159,15 @@ async def admin_seed(call: Call, context: Context) -> Reply:
     return _made(json_reply(201, Seeded(f"Created {body.count} orders", body.count)), replayed)
 
 
+async def admin_verify(call: Call, context: Context) -> Reply:
+    """Hold everything that is stored against the conservation laws; 202 while it takes longer: ask again."""
+    await _admin_body(call, context)
+    found = await context.verify(VERIFY_SECONDS)
+    if found is None:
+        return json_reply(202, Verification("running", 0, 0, []))
+    return json_reply(200, Verification("done", found.orders, found.found, found.breaches))
+
+
 async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
     """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password."""
     call.query()
@@ -204,5 +226,6 @@ OPERATIONS = (
         parameters=(IDEMPOTENCY_KEY,),
     ),
     _admin("/admin/reset", admin_reset, "Remove every order", {200: Emptied}),
+    _admin("/admin/verify", admin_verify, "Verify the conservation laws", {200: Verification, 202: Verification}),
     _admin("/admin/seed", admin_seed, "Make up orders", {201: Seeded}),
 )
