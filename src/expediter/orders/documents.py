@@ -9,7 +9,7 @@ from functools import lru_cache
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from expediter.orders.events import Changes, Placed
+from expediter.orders.events import Placed, event_data
 from expediter.orders.money import format_minor
 from expediter.orders.order import MICROSECONDS, Line, Order
 
@@ -145,17 +145,12 @@ class EventDocument(msgspec.Struct, frozen=True, gc=False):
     data: EventData
 
 
-_placed = msgspec.json.Decoder(Placed)
-_changes = msgspec.json.Decoder(Changes)
-
-
 def event_document(number: int, at: int, type: str, data: str) -> EventDocument:
     """Return a stored event (`data` as its JSON text) for clients: without what is nobody's business."""
-    if type == "order.placed":
-        placed = _placed.decode(data)
-        shown = EventData(order=msgspec.Raw(order_document(placed.order, placed.lines)))
+    changes = event_data(type, data)
+    if isinstance(changes, Placed):
+        shown = EventData(order=msgspec.Raw(order_document(changes.order, changes.lines)))
     else:
-        changes = _changes.decode(data)
         shown = EventData(
             status=changes.status,
             payment_status=changes.payment_status,

@@ -43,6 +43,15 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     data: Placed | Changes
 
 
+_placed = msgspec.json.Decoder(Placed)
+_changes = msgspec.json.Decoder(Changes)
+
+
+def event_data(type: str, text: str) -> Placed | Changes:
+    """Return the data of a stored event from its JSON text. Raises msgspec.DecodeError, a ValueError."""
+    return _placed.decode(text) if type == "order.placed" else _changes.decode(text)
+
+
 def replay(events: Iterable[Event]) -> Order | None:
     """Return the order that these events (all of one order, by number) add up to; None once it is deleted."""
     order: Order | None = None

@@ -9,7 +9,7 @@ from sqlalchemy import Select, and_, bindparam, func, not_, select
 
 from expediter.backends.databases import Connection, Row
 from expediter.errors import OrderUnreadable
-from expediter.orders.events import Changes, Event, Placed
+from expediter.orders.events import Event, event_data
 from expediter.orders.laws import Dossier
 from expediter.orders.order import is_order_id
 from expediter.store import schema
@@ -105,9 +105,7 @@ def _grouped(rows: list[Row], column: int) -> dict[str, list[Row]]:
 
 def _event(row: Row) -> Event:
     _, order_id, number, at, type, data = row
-    if type == "order.placed":
-        return Event(order_id, number, at, type, msgspec.json.decode(data, type=Placed))
-    return Event(order_id, number, at, type, msgspec.json.decode(data, type=Changes))
+    return Event(order_id, number, at, type, event_data(type, data))
 
 
 async def counters(connection: Connection) -> dict[str, int]:

@@ -22,7 +22,10 @@ LoadPage = Callable[[], Awaitable[tuple[bytes, bool]]]
 
 
 class Cache(Protocol):
-    """Where read documents are kept. Losing everything in it costs time and nothing else."""
+    """Where read documents are kept. Losing everything in it costs time and nothing else.
+
+    What a cache does not say differently needs nothing to be done.
+    """
 
     #: What it is, for people.
     name: str
@@ -36,15 +39,19 @@ class Cache(Protocol):
 
         On SQLite it is awaited in the writer's thread.
         """
+        return None
 
     def expect_commit(self, before: int, after: int) -> None:
         """Say that this commit is about to move the newest event from `before` to `after`."""
+        return None
 
     def forget_commit(self, *, final: bool) -> None:
         """Say that the expected commit failed, or that nobody knows; not `final`: it is being looked up."""
+        return None
 
     async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
         """Say that these orders now have these versions: older entries and all lists are out of date."""
+        return None
 
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """Return the entry of an order, from `load` if need be."""
@@ -54,6 +61,7 @@ class Cache(Protocol):
 
     async def reset(self) -> None:
         """Forget everything, in every process. Raises Unavailable."""
+        return None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -61,29 +69,18 @@ class Cache(Protocol):
 
     async def close(self) -> None:
         """Close every connection."""
+        return None
 
 
-class NoCache:
+class NoCache(Cache):
     """Every read goes to the store."""
 
     name = "off"
-    failing: str | None = None
+    failing = None
 
     def __init__(self) -> None:
         """Nothing is kept."""
         self._loads = 0
-
-    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
-        """Nothing to retire."""
-
-    def expect_commit(self, before: int, after: int) -> None:
-        """Nothing to compare."""
-
-    def forget_commit(self, *, final: bool) -> None:
-        """Nothing to forget."""
-
-    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
-        """Nothing to retire."""
 
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """Return what `load` finds."""
@@ -95,16 +92,10 @@ class NoCache:
         self._loads += 1
         return (await load())[0]
 
-    async def reset(self) -> None:
-        """Nothing to forget."""
-
     @property
     def counts(self) -> dict[str, int]:
         """Every read is a miss."""
         return {"hits": 0, "misses": self._loads}
-
-    async def close(self) -> None:
-        """Nothing to close."""
 
 
 async def open_cache(

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from expediter.backends.cache import Entry, LoadOrder, LoadPage
+from expediter.backends.cache import Cache, Entry, LoadOrder, LoadPage
 
 #: Documents kept in memory, at most; the least recently used one leaves first.
 ENTRIES_MAX = 10_000
@@ -15,7 +15,7 @@ ENTRIES_MAX = 10_000
 BYTES_MAX = 64 * 1024 * 1024
 
 
-class MemoryCache:
+class MemoryCache(Cache):
     """A cache inside the process.
 
     It stays right beside other processes on the same database: before each use it compares the position of the
@@ -24,7 +24,7 @@ class MemoryCache:
     """
 
     name = "memory"
-    failing: str | None = None
+    failing = None
 
     def __init__(self, *, ttl_seconds: float, position_now: Callable[[], int]) -> None:
         """Keep entries for `ttl_seconds`; `position_now` tells the newest committed position in the database."""
@@ -41,9 +41,6 @@ class MemoryCache:
         self._loading_pages: dict[str, asyncio.Future[tuple[bytes, bool]]] = {}
         self._hits = 0
         self._misses = 0
-
-    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
-        """See Cache. The position says it in time."""
 
     def expect_commit(self, before: int, after: int) -> None:
         """See Cache. Called in the writer's thread, before the commit makes the position visible."""
@@ -164,6 +161,3 @@ class MemoryCache:
             self._pages.clear()
             self._loading.clear()
             self._bytes = 0
-
-    async def close(self) -> None:
-        """Nothing to close."""

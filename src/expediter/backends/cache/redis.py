@@ -26,7 +26,7 @@ from typing import Any
 import structlog
 
 from expediter.backends.batching import Gatherer
-from expediter.backends.cache import Entry, LoadOrder, LoadPage
+from expediter.backends.cache import Cache, Entry, LoadOrder, LoadPage
 from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, place_of, unlink_all
 from expediter.backends.tasks import Background
 
@@ -119,7 +119,7 @@ _VALUE = re.compile(rb'\{"version":(\d+),"epoch":"([^"]*)","order":')
 log = structlog.get_logger(__name__)
 
 
-class RedisCache:
+class RedisCache(Cache):
     """See Cache. Use it from one event loop; `expect_changes` may be awaited in the writer's thread."""
 
     def __init__(self, url: str, *, ttl_seconds: float, reading: bool = True) -> None:
@@ -198,9 +198,6 @@ class RedisCache:
         versions = [str(version) for _, version in changed]
         if not await self._try(lambda: self._retire_orders(keys, [*self._epoch(), self._ttl_ms, *versions])):
             self._unretired = True
-
-    def expect_commit(self, before: int, after: int) -> None:
-        """See Cache. Versions say it here."""
 
     def forget_commit(self, *, final: bool) -> None:
         """See Cache. What was retired for nothing is read anew."""

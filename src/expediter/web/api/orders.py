@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,7 @@ async def create_order(call: Call, context: Context) -> Reply:
     )
     short = call.short
     key = call.idempotency_key(body, context.keep)
-    word = partial(_placed_answer, short=short) if key else None
+    word = partial(_answer, _placed_reply, short) if key else None
     queued = partial(_queued_answer, call=call, placed=True)
     applied, reply = await carry_out(context, Request(command, key, word), queued)
     if reply is not None:
@@ -119,8 +119,8 @@ def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
     return Reply(201 if short else 202, _placed_body(order, lines, short), headers)
 
 
-def _placed_answer(order: Order, lines: tuple[Line, ...], *, short: bool) -> Answer:
-    return _kept(_placed_reply(order, lines, short))
+def _answer(reply: Callable[..., Reply], how: object, order: Order, lines: tuple[Line, ...]) -> Answer:
+    return _kept(reply(order, lines, how))
 
 
 def _kept(reply: Reply) -> Answer:
@@ -207,7 +207,7 @@ async def _no_body(call: Call) -> bytes:
 
 async def _change(call: Call, context: Context, command: Command, body: bytes, status: int) -> Reply:
     key = call.idempotency_key(body, context.keep)
-    word = partial(_changed_answer, status=status) if key else None
+    word = partial(_answer, _changed_reply, status) if key else None
     request = Request(command, key, word, with_lines=status != 204)
     applied, reply = await carry_out(context, request, partial(_queued_answer, call=call, placed=False))
     if reply is not None:
@@ -220,10 +220,6 @@ def _changed_reply(order: Order, lines: tuple[Line, ...], status: int) -> Reply:
     if status == 204:
         return Reply(204)
     return Reply(status, order_document(order, lines), [JSON, (b"etag", b'"%d"' % order.version)])
-
-
-def _changed_answer(order: Order, lines: tuple[Line, ...], *, status: int) -> Answer:
-    return _kept(_changed_reply(order, lines, status))
 
 
 def _queued_answer(
