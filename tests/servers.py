@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,13 +135,14 @@ class PostgresServer(Server):
         if program is None:
             missing("postgresql")
             raise AssertionError
-        # PostgreSQL refuses to run as root.
+        # PostgreSQL refuses to run as root, and its own user may not enter root's folders: pytest closes the one
+        # above its own whenever another run begins, and a server that cannot see its data any more ends.
         owner = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-        if owner:
+        if owner and self.folder.owner() != "postgres":
+            given, self.folder = self.folder, Path(tempfile.mkdtemp(prefix="expediter-postgres-"))
+            shutil.copytree(given, self.folder, dirs_exist_ok=True)
             shutil.chown(self.folder, "postgres", "postgres")
-            for above in self.folder.parents:
-                if above.stat().st_uid == 0 and above.stat().st_mode & 0o001 == 0:
-                    above.chmod(above.stat().st_mode | 0o711)
+            atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         data = self.folder / "data"
         if not data.exists():
             self._make(program, data, owner)
