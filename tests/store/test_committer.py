@@ -21,7 +21,7 @@ from expediter.errors import (
 )
 from expediter.orders.commands import CancelOrder
 from expediter.orders.order import Line, Order
-from expediter.store.committer import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
+from expediter.store.committer import BATCH_REQUESTS_MAX, BUGS_IN_A_ROW, QUEUE_REQUESTS_MAX
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from storing import Place, applied, ask, open_committer, place, rows
 
@@ -191,15 +191,30 @@ class OnceBrokenDatabase(SqliteDatabase):
         return await super().write(work, **begun)
 
 
-async def test_an_unforeseen_error_fails_its_batch_and_no_other(folder: Path) -> None:
-    """Whoever is in a batch that breaks hears of it; what is asked for afterwards is stored."""
+async def test_an_unforeseen_error_fails_its_request_and_no_other(folder: Path) -> None:
+    """Whoever meets a bug hears of it, the service does not call itself sick, and what follows is stored."""
     async with open_committer(folder, database=OnceBrokenDatabase(folder / "orders.db")) as committer:
         with pytest.raises(RuntimeError):
             await committer.submit(place("A1"))
-        assert committer.failing == "a bug"
+        assert committer.failing is None
         await applied(committer, place("A2"))
         assert committer.failing is None
     assert rows(folder, "SELECT order_id FROM orders") == [("A2",)]
+
+
+async def test_a_bug_that_nobody_escapes_makes_the_service_say_that_it_is_sick(folder: Path) -> None:
+    """Where request after request fails for an unforeseen reason, nothing can be stored, and /health says so."""
+
+    class Broken(SqliteDatabase):
+        async def write(self, work: Any, **begun: Any) -> Any:
+            raise RuntimeError("a bug")
+
+    async with open_committer(folder, database=Broken(folder / "orders.db")) as committer:
+        for number in range(BUGS_IN_A_ROW):
+            assert committer.failing is None
+            with pytest.raises(RuntimeError):
+                await committer.submit(place(f"A{number}"))
+        assert committer.failing == "a bug"
 
 
 async def test_an_error_while_a_commit_is_looked_up_ends_nothing(folder: Path) -> None:

@@ -39,6 +39,8 @@ SETTLE_SECONDS_MAX = 10.0
 SETTLE_AGAIN_SECONDS = 0.2
 #: Seconds that the answers of a committed batch may wait for the next one to be under way.
 TELL_SECONDS_MAX = 0.002
+#: After so many requests in a row that met a bug it is no longer theirs: nothing can be stored.
+BUGS_IN_A_ROW = 5
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
 #: Pause between two rounds of housekeeping, in seconds.
@@ -70,6 +72,8 @@ class Committer:
         self._in_doubt: Batch | None = None
         #: What is committed, and not told yet to those who asked for it.
         self._committed: list[tuple[list[_Group], list[Outcome]]] = []
+        #: Requests in a row that met a bug.
+        self._bugs = 0
         self._late: asyncio.TimerHandle | None = None
         #: Why the last transaction was not stored; None when it was.
         self.failing: str | None = None
@@ -169,6 +173,7 @@ class Committer:
     async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
         reach("committed")
         self.failing = None
+        self._bugs = 0
         self.commits += 1
         self.requests += len(outcomes)
         try:
@@ -286,6 +291,10 @@ class Committer:
         else:
             if isinstance(error, ConstraintViolated):
                 log.error("the database refused a request", error=str(error))
+            else:
+                self._bugs += 1
+                if self._bugs >= BUGS_IN_A_ROW:
+                    self.failing = str(error)
             self._tell()
             _fail(groups, error)
 
