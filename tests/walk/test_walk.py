@@ -9,7 +9,7 @@ import pytest
 from storing import Place
 from walking import Walk, printed
 
-SECONDS = 8.0
+SECONDS = 5.0
 
 
 @pytest.mark.parametrize("stages", ["payment,fulfilment", "payment"])
