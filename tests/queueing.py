@@ -25,6 +25,16 @@ PEN = {"name": "Pen", "quantity": 1}
 BURGER = {"item_id": "item_001", "item_name": "Burger", "quantity": 2, "price": 12.99}
 STREAM = "orders:commands"
 
+#: A worker with these has its hands full with one order.
+BUSY = {
+    "WORKER_COUNT": "1",
+    "WORKER_CONCURRENCY": "1",
+    "LEASE_SECONDS": "60",
+    "DRAIN_SECONDS": "0.1",
+    "FULFILMENT_MOCK_LATENCY_MIN": "10000",
+    "FULFILMENT_MOCK_LATENCY_MAX": "10000",
+}
+
 _numbers = count(1)
 
 
@@ -62,13 +72,26 @@ class Doors:
             if rabbit is None
             else self.redis
         )
+        self._stack = stack
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open two doors; those before must have ended."""
         with ThreadPoolExecutor(2) as starting:
-            found = [starting.submit(self._open, stack) for _ in range(2)]
+            found = [starting.submit(self._open) for _ in range(2)]
         self.one, self.two = (each.result() for each in found)
         self.clients = (self.one.client, self.two.client)
 
-    def _open(self, stack: ExitStack) -> Serving:
-        return stack.enter_context(Serving(self.folder, "--no-workers", **self.settings))
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """Open two doors, and close them at the end."""
+        self.reopen()
+        yield
+        for door in (self.one, self.two):
+            door.stop()
+
+    def _open(self) -> Serving:
+        return self._stack.enter_context(Serving(self.folder, "--no-workers", **self.settings))
 
     @contextmanager
     def worker(self, **settings: str) -> Iterator[Program]:
@@ -102,7 +125,11 @@ class Doors:
     def until(self, order_id: str, status: str) -> None:
         """Return once the order is settled and has this status (or refusal) at both processes."""
         wait_until(
-            lambda: self.temporary(order_id).get("state") != "pending" and self.states(order_id) == {status}
+            lambda: (
+                self.temporary(order_id).get("state") != "pending"
+                and not self.redis.exists(f"temp_changes:{order_id}")
+                and self.states(order_id) == {status}
+            )
         )
 
     def queue_depth(self) -> int:
@@ -114,7 +141,7 @@ class Doors:
         """Let a worker apply and finish everything that was queued up to now."""
         self.placed()  # the last one: when it is settled, so is what came before
         with self.worker():
-            wait_until(lambda: not self.pending() and self.queue_depth() == 0)
+            self.until_settled()
             wait_until(lambda: rows(self.folder, "SELECT count(*) FROM jobs WHERE dead_at IS NULL") == [(0,)])
 
     @contextmanager
@@ -125,24 +152,35 @@ class Doors:
         illegal, and it is then refused, as it should be.
         """
         bystander = self.placed()
-        slow = {"FULFILMENT_MOCK_LATENCY_MIN": "10000", "FULFILMENT_MOCK_LATENCY_MAX": "10000"}
-        with self.worker(
-            WORKER_COUNT="1", WORKER_CONCURRENCY="1", LEASE_SECONDS="60", DRAIN_SECONDS="0.1", **slow
-        ) as worker:
+        with self.worker(**BUSY) as worker:
             self.until(bystander, "processing")
             yield
             worker.stop()  # it gives the order back; whoever comes next finishes it
+
+    @contextmanager
+    def busy_worker_without_broker(self) -> Iterator[None]:
+        """The same while the broker is away, and orders are stored before they are answered."""
+        with self.worker(**BUSY) as worker:
+            answer = self.one.client.post("/orders", json=order())
+            assert answer.status_code == 201, answer.text
+            self.until(answer.json()["order_id"], "processing")
+            yield
+            worker.stop()
 
     def apply(self) -> None:
         """Have everything that was queued up to now stored, and nothing worked off."""
         waiting = self.messages()
         with self.busy_worker():
             self.publish(*waiting)
-            wait_until(lambda: not self.pending() and self.queue_depth() == 0)
+            self.until_settled()
 
     def pending(self) -> list[str]:
-        """Return what redis-cli would list as accepted and not stored."""
-        return [key for key in self.redis.scan_iter("temp_order:*") if '"pending"' in self.redis.get(key)[:20]]  # type: ignore[index]
+        """Return what redis-cli would list as accepted and not settled."""
+        return list(self.redis.zrange("orders:accepted", 0, -1))  # type: ignore[arg-type]
+
+    def until_settled(self) -> None:
+        """Return once nothing that was accepted waits any more."""
+        wait_until(lambda: not self.pending() and self.queue_depth() == 0)
 
     def messages(self) -> list[bytes]:
         """Take every waiting message out of the queue."""

@@ -116,7 +116,9 @@ def test_a_killed_service_keeps_every_acknowledged_order(folder: Path) -> None:
     }
     client = Client(orders)
     settings = {"PAYMENT_GATEWAY": gateway_with_ledger(folder), **SLOW}
-    with Serving(folder, **settings) as service:
+    # So slow that there is always something left to do.
+    slower = {"FULFILMENT_MOCK_LATENCY_MIN": "1000", "FULFILMENT_MOCK_LATENCY_MAX": "1000"}
+    with Serving(folder, **settings | slower) as service:
         client.place_and_kill(service, after=1_000)
     acknowledged = dict(client.acknowledged)
     assert len(acknowledged) >= 1_000

@@ -11,6 +11,7 @@ ExpediterError
 ├── PreconditionFailed     `If-Match` names another version
 ├── IdempotencyMismatch    the key was used with another body
 ├── NotYetApplied          a queued command whose predecessor is not applied yet
+├── ClearedAway            a queued command of before the database was cleared or restored
 ├── CommandRefused         a queued command was refused after its client had been answered
 ├── StaleLease             a worker lost its lease; it must stop and commit nothing
 ├── Unavailable            nothing was stored; try again
@@ -125,7 +126,11 @@ class StaleLease(ExpediterError):
 
 
 class NotYetApplied(ExpediterError):
-    """The order has not reached the version that this queued command was accepted on."""
+    """What was accepted before this queued command, about the same order, is not stored yet."""
+
+
+class ClearedAway(ExpediterError):
+    """A queued command was accepted before the database was cleared, or restored."""
 
 
 class CommandRefused(ExpediterError):

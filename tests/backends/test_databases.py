@@ -317,9 +317,9 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
                 await ask(committer, place("A1"))
                 # A commit waits for a standby that is not there; it has reached the disk here all the same.
                 await set_standby(at, "nobody")
+                await until_commits_wait(at)
                 asked = asyncio.create_task(committer.submit(place("A2", fresh=not reads)))
-                waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-                await asyncio.to_thread(wait_until, lambda: rows(at, waits)[0][0] == 1)
+                await asyncio.to_thread(wait_until, lambda: rows(at, SYNC_WAITS)[0][0] == 1)
                 wire.cut()
                 await set_standby(at, "")
                 assert isinstance(await asked, Applied)
@@ -346,6 +346,26 @@ async def test_a_connection_that_broke_before_its_commit_is_no_bug(postgresql: S
         await database.write(work)
     await other.close()
     await database.close()
+
+
+SYNC_WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+async def until_commits_wait(at: Place) -> None:
+    """Return once a commit waits for a standby; the one that tried it is called back."""
+    raw = await asyncpg.connect(at.address)
+    pid = await raw.fetchval("SELECT pg_backend_pid()")
+    waiting = False
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not waiting:
+            tried = asyncio.create_task(raw.execute("SELECT pg_logical_emit_message(true, 'try', 'it')"))
+            while not tried.done() and not waiting:
+                waiting = rows(at, SYNC_WAITS)[0][0] == 1
+                await asyncio.sleep(0)
+            if waiting:
+                rows(at, f"SELECT pg_cancel_backend({pid})")
+            await tried
+    await raw.close()
 
 
 async def set_standby(at: Place, name: str) -> None:

@@ -14,6 +14,7 @@ from expediter.backends.databases.sqlite import SqliteDatabase
 from expediter.orders.commands import PlaceOrder
 from expediter.queued.applier import Applier
 from expediter.queued.message import QueuedCommand, pack
+from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
 from servers import RedisServer
 from serving import PATIENCE_SECONDS
@@ -43,7 +44,7 @@ async def applying(folder: Path, server: RedisServer, database: Broken) -> Async
     broker = RedisBroker(url, claim_idle_seconds=60.0)
     temporary = TemporaryOrders(url, keep_seconds=60)
     async with open_committer(folder, database=database) as committer:
-        applier = Applier(committer, broker, temporary)
+        applier = Applier(broker, temporary, Settler(committer, temporary, broker))
         applier.start()
         try:
             yield broker
@@ -53,10 +54,11 @@ async def applying(folder: Path, server: RedisServer, database: Broken) -> Async
             await broker.close()
 
 
-def message(order_id: str) -> bytes:
-    command = place(order_id, fresh=True).command
-    assert isinstance(command, PlaceOrder)
-    return pack([QueuedCommand(token=order_id, place=command)])
+def message(*order_ids: str) -> bytes:
+    commands = [place(order_id, fresh=True).command for order_id in order_ids]
+    return pack(
+        [QueuedCommand(token=each.order_id, command=each) for each in commands if isinstance(each, PlaceOrder)]
+    )
 
 
 async def until_stored(folder: Path, *order_ids: str) -> None:
@@ -76,13 +78,12 @@ async def test_an_error_of_the_moment_puts_nothing_aside(folder: Path, redis_ser
         assert (await broker.depth(Topic.COMMANDS)).dead == 0
 
 
-async def test_a_message_that_always_fails_is_put_aside_alone(folder: Path, redis_server: RedisServer) -> None:
-    """A message that fails again and again ends among the dead; those before and after it are stored."""
+async def test_a_command_that_always_fails_is_put_aside_alone(folder: Path, redis_server: RedisServer) -> None:
+    """A command that fails again and again ends among the dead; those in its message, and others, are stored."""
     database = Broken(folder / "orders.db")
     database.poison = "BAD"
     async with applying(folder, redis_server, database) as broker:
-        for order_id in ("A1", "BAD", "A2"):
-            await broker.publish(Topic.COMMANDS, message(order_id))
+        await broker.publish(Topic.COMMANDS, message("A1", "BAD", "A2"))
         await until_stored(folder, "A1", "A2")
         async with asyncio.timeout(PATIENCE_SECONDS):
             while (await broker.depth(Topic.COMMANDS)).dead != 1:

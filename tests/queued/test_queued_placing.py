@@ -32,7 +32,7 @@ def test_a_stored_order_is_the_accepted_one(doors: Doors) -> None:
     placed = doors.place(order(None, BURGER)).json()
     order_id = placed["order_id"]
     with doors.worker(TEMP_ORDER_CACHE_TTL="1"):
-        wait_until(lambda: doors.states(order_id) == {"completed"})
+        doors.until(order_id, "completed")
         assert int(doors.redis.pttl(f"temp_order:{order_id}")) <= 1000  # type: ignore[arg-type]
         wait_until(lambda: not doors.temporary(order_id))
     for answer in doors.both(f"/orders/{order_id}"):

@@ -25,7 +25,8 @@ from expediter.orders.events import Changes, Event, Placed, replay
 from expediter.orders.order import Order, PaymentOutcome, Status
 from expediter.store import schema
 from expediter.store.committer import Committer
-from expediter.store.lookups import order_job_and_lines, was_committed, which_are_stored
+from expediter.store.incarnation import move_incarnation
+from expediter.store.lookups import is_deleted, order_job_and_lines, was_committed
 from expediter.store.maintenance import EXPIRED_KEYS_PER_BATCH
 from expediter.store.queries import NothingAccepted, Queries
 from expediter.store.rows import count_order, read_order
@@ -122,7 +123,8 @@ async def use_everything(at: Place, database: Database) -> None:
     await queries.ids(list(Status), 1_000)
     await queries.queue(list(Status), 1_000)
     await queries.breaker()
-    await database.read(lambda connection: which_are_stored(connection, [order_id, "no"], ["key_1", "no"]))
+    await database.read(lambda connection: is_deleted(connection, "no"))
+    await database.write(move_incarnation)
     await database.read(lambda connection: order_job_and_lines(connection, "no", placing=True))
     last = Event(order_id, 1, created_at, "order.placed", Changes())
     await database.write(partial(was_committed, event=last))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +49,81 @@ class Run:
         text = told if isinstance(told, bytes) else str(told).encode()
         found = re.search(rb"run_id:([0-9a-f]{12})", text)
         self.id = found[1].decode() if found else "run"
+
+
+# KEYS[1]: since when nothing was forgotten. ARGV[1]: this server's run, ARGV[2]: what to set if it has none.
+_REMEMBER = """
+local since = redis.call('GET', KEYS[1])
+if not since or string.sub(since, 1, #ARGV[1]) ~= ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2])
+  since = ARGV[2]
+end
+return since
+"""
+
+
+class Memory:
+    """Since when a Redis has forgotten nothing; it stands in a key, as the server's run and milliseconds."""
+
+    def __init__(self, client: Redis, run: Run, key: str) -> None:
+        """The key is written when it is found missing, or of an earlier run."""
+        self.key = key
+        #: What changes whenever Redis forgets.
+        self.since = b""
+        #: Whether it has forgotten while this process knew it.
+        self.lost = False
+        self._run = run
+        self._remember = client.register_script(_REMEMBER)
+
+    async def look(self, since: bytes | None) -> float:
+        """Return for how many seconds it has been complete; `since` is what was found at the key."""
+        now = int(time.time() * 1000)
+        if not since or not since.startswith(f"{self._run.id}:".encode()):
+            since = await self._remember((self.key,), (f"{self._run.id}:", f"{self._run.id}:{now}"))
+        self.lost = self.lost or self.since not in (b"", since)
+        self.since = since
+        began = since.rpartition(b":")[2]
+        return (now - int(began)) / 1000 if began.isdigit() else 0.0
+
+
+class Part:
+    """What is kept in one Redis. Every method raises RedisUnavailable."""
+
+    def __init__(self, url: str, setting: str, *, connections: int, call_seconds: float) -> None:
+        """Connect as `connect` does; no call takes longer than `call_seconds`. Raises ConfigurationError."""
+        self.name = f"Redis at {place_of(url)}"
+        self.run = Run()
+        self.client = connect(url, setting, connections=connections, run=self.run)
+        self._call_seconds = call_seconds
+
+    async def check(self) -> None:
+        """See whether Redis answers."""
+        async with self.bounded():
+            await self.client.ping()
+
+    async def settings(self, *names: str) -> dict[str, str]:
+        """Return these settings of the server."""
+        async with self.bounded():
+            found = await self.client.config_get(*names)
+        return {_text(name): _text(value) for name, value in found.items()}
+
+    @asynccontextmanager
+    async def bounded(self) -> AsyncIterator[None]:
+        """Bound the calls inside; after a failure no connection is used again."""
+        try:
+            async with deadline(self._call_seconds):
+                yield
+        except RedisUnavailable:
+            await forget_idle(self.client)
+            raise
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.client.aclose()
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def connect(

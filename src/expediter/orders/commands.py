@@ -17,8 +17,8 @@ class FulfilmentOutcome(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
-class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What every command has: the order that it is about."""
+class Command(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag=True):
+    """What every command has: the order that it is about. Its JSON says which it is by the name of its class."""
 
     order_id: str
 

@@ -1,101 +1,81 @@
-"""The applier: takes queued commands from the broker into the database.
+"""The applier: takes queued commands from the broker into the database, and looks after those that are overdue.
 
-A message is acknowledged when all of its commands are settled: stored, found stored already, or refused, with the
-reason in the order's history. Whatever is in between when a process dies comes again, and changes nothing twice.
+A message is acknowledged when each of its commands is settled, or left to the sweep. The sweep finds in the set of
+accepted commands what is there for too long: its message or its broker is lost, it waits for another, or it is
+stored and Redis could not be told. Carrying it out again settles each of these, and changes nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
 
 import structlog
 
 from expediter.backends.brokers import Broker, Delivery, Topic
 from expediter.backends.redis_client import RedisUnavailable
 from expediter.backends.tasks import Background, Pauses
-from expediter.errors import (
-    BrokerUnavailable,
-    ConstraintViolated,
-    NotYetApplied,
-    RequestFailed,
-    Unavailable,
-)
+from expediter.errors import BrokerUnavailable
+from expediter.orders.order import MICROSECONDS
 from expediter.queued.message import QueuedCommand, unpack
-from expediter.queued.outcome import settled
-from expediter.queued.temporary import Settled, TemporaryOrders
-from expediter.store.committer import BATCH_REQUESTS_MAX, Committer
-from expediter.store.submissions import Outcome, Request
+from expediter.queued.settling import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Settler
+from expediter.queued.temporary import TemporaryOrders
 
 #: Messages taken at once, and rounds of them under way.
 MESSAGES_PER_ROUND = 20
 ROUNDS_MAX = 2
 #: Seconds that one look for messages waits.
 WAIT_SECONDS = 1.0
-#: Seconds for which a command waits for the one before it: as long as Redis leaves it to a worker that died.
-PREDECESSOR_SECONDS = 75.0
-#: Seconds between two looks for it: doubled from the first to the last.
-LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS_MAX = 0.02, 0.5
-#: Rounds that only wait for such predecessors; others go on meanwhile.
-WAITING_ROUNDS_MAX = 20
-#: Pause after broker or database were not there, in seconds: it grows from one to the other.
-PAUSE_SECONDS_MIN = 0.1
-PAUSE_SECONDS_MAX = 2.0
-#: How often a message that failed in an unforeseen way is tried by itself before it is put aside: over 6 seconds.
-TRIES_ALONE = 6
-PAUSE_ALONE_SECONDS_MAX = 3.2
+#: Seconds between two looks of the sweep, commands that one takes, and how long it has them to itself.
+SWEEP_SECONDS = 0.5
+COMMANDS_PER_SWEEP = 200
+HELD_SECONDS = 15.0
+#: Seconds for which a command may just be waiting its turn in a queue that is not empty.
+BUSY_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
-
-
-class _Work(NamedTuple):
-    command: QueuedCommand
-    again: bool
-
-
-#: Messages, each with what of it is not settled yet.
-_Parts = list[tuple[Delivery, list[_Work]]]
 
 
 class Applier:
     """Applies queued commands. Use it from one event loop."""
 
-    def __init__(self, committer: Committer, broker: Broker, temporary: TemporaryOrders) -> None:
-        """Take from `broker`, store by `committer`, and settle what `temporary` shows."""
-        self._committer = committer
+    def __init__(self, broker: Broker, temporary: TemporaryOrders, settler: Settler) -> None:
+        """Take from `broker`, sweep the set in `temporary`, and have `settler` carry out what there is."""
         self._broker = broker
         self._temporary = temporary
+        self._settler = settler
         self._rounds: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
         self.background = Background("applier", self._run)
+        self.sweep = Background("sweep", self._sweep)
 
     def start(self) -> None:
         """Begin to take commands."""
         self.background.start()
+        self.sweep.start()
 
     def stop_taking(self) -> None:
         """Take no more; what was taken is applied."""
         self.background.stop_soon()
+        self.sweep.stop_soon()
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more and apply what was taken within `drain_seconds`; the rest goes back to the broker."""
         until = asyncio.get_running_loop().time() + drain_seconds
-        await self.background.stop(drain_seconds)
-        if under_way := self._rounds | self._waiting:
-            await asyncio.wait(under_way, timeout=max(0.0, until - asyncio.get_running_loop().time()))
-        if under_way := self._rounds | self._waiting:
-            for task in under_way:
+        await asyncio.gather(self.background.stop(drain_seconds), self.sweep.stop(drain_seconds))
+        if self._rounds:
+            await asyncio.wait(self._rounds, timeout=max(0.0, until - asyncio.get_running_loop().time()))
+        if self._rounds:
+            for task in self._rounds:
                 task.cancel()
-            await asyncio.wait(under_way)
+            await asyncio.wait(self._rounds)
 
     async def _run(self) -> None:
         pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         while not self.background.stopping:
-            if len(self._rounds) >= ROUNDS_MAX or len(self._waiting) >= WAITING_ROUNDS_MAX:
-                full = self._rounds if len(self._rounds) >= ROUNDS_MAX else self._waiting
-                # One that begins to wait makes room without ending.
-                await asyncio.wait(full, timeout=LOOK_AGAIN_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+            if len(self._rounds) >= ROUNDS_MAX:
+                await asyncio.wait(self._rounds, return_when=asyncio.FIRST_COMPLETED)
                 continue
             try:
                 deliveries = await self._broker.receive(
@@ -109,117 +89,50 @@ class Applier:
                 task = asyncio.create_task(self._take(deliveries))
                 self._rounds.add(task)
                 task.add_done_callback(self._rounds.discard)
-                task.add_done_callback(self._waiting.discard)
 
     async def _take(self, deliveries: Sequence[Delivery]) -> None:
-        """Apply messages; where that fails in a way that nobody foresaw, each by itself."""
-        try:
-            await self._apply(deliveries)
-        except Exception:
-            log.exception("queued commands could not be applied", messages=len(deliveries))
-            for delivery in deliveries:
-                await self._take_alone(delivery)
-
-    async def _take_alone(self, delivery: Delivery) -> None:
-        """Apply one message: what was of the moment passes, and only what fails again and again is put aside."""
-        self._wait_aside()
-        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_ALONE_SECONDS_MAX)
-        for tries_left in reversed(range(TRIES_ALONE)):
-            await self.background.rest(pauses.next())
-            if self.background.stopping:
-                return  # the broker keeps it
-            try:
-                await self._apply([delivery])
-                return
-            except Exception as error:
-                log.exception("a message could not be applied", tries_left=tries_left)
-                reason = f"{type(error).__name__}: {error}"
-        await self._put_aside(delivery, reason)
-
-    async def _apply(self, deliveries: Sequence[Delivery]) -> None:
-        parts: _Parts = []
+        commands: list[QueuedCommand] = []
+        taken = []
         for delivery in deliveries:
             try:
-                commands = unpack(delivery.body)
-            except ValueError as error:  # msgspec's errors are of this kind, too
-                await self._put_aside(delivery, f"it holds no commands: {error}")
-                continue
-            parts.append((delivery, [_Work(command, delivery.redelivered) for command in commands]))
-        parts = await self._round(parts, waits=True)
-        until = asyncio.get_running_loop().time() + PREDECESSOR_SECONDS
-        pauses = Pauses(LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS_MAX)
-        while parts:
-            self._wait_aside()
+                commands += unpack(delivery.body)
+                taken.append(delivery)
+            except ValueError as error:
+                log.warning("a message is put aside among the dead: it holds no commands", reason=str(error))
+                with suppress(BrokerUnavailable):  # then it comes again
+                    await self._broker.reject(Topic.COMMANDS, delivery, f"it holds no commands: {error}")
+        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
+        again = any(delivery.redelivered for delivery in taken)
+        while commands and not await self._settler.carry_out(commands, again=again):
+            again = True
             await self.background.rest(pauses.next())
             if self.background.stopping:
                 return  # the broker keeps them
-            parts = await self._round(parts, waits=asyncio.get_running_loop().time() < until)
+        with suppress(BrokerUnavailable):  # then they come again
+            await self._broker.acknowledge(Topic.COMMANDS, taken)
 
-    def _wait_aside(self) -> None:
-        """Let others go on while this round waits for commands that another process may be at."""
-        task = asyncio.current_task()
-        if task in self._rounds:
-            self._rounds.discard(task)
-            self._waiting.add(task)
+    async def _sweep(self) -> None:
+        while not self.sweep.stopping:
+            found: list[bytes] = []
+            with suppress(RedisUnavailable):
+                found = await self._temporary.overdue(limit=COMMANDS_PER_SWEEP, for_seconds=HELD_SECONDS)
+            if commands := [command for packed in found for command in _readable(packed)]:
+                old = (time.time() - (BUSY_SECONDS if await self._busy() else 0)) * MICROSECONDS
+                due = [command for command in commands if command.left or command.accepted_at <= old]
+                await self._settler.carry_out(due, again=True)
+            if len(found) < COMMANDS_PER_SWEEP:
+                await self.sweep.rest(SWEEP_SECONDS)
 
-    async def _round(self, parts: _Parts, *, waits: bool) -> _Parts:
-        """Settle what can be settled, acknowledge messages that are done, and return what is left."""
-        done, later = await self._settle([work for _, works in parts for work in works], waits=waits)
+    async def _busy(self) -> bool:
         try:
-            await self._temporary.settle(done)
-        except RedisUnavailable as error:
-            # Readers find the orders in the database, which is asked where Redis knows nothing newer.
-            log.warning("stored orders stay marked as waiting: Redis cannot be reached", error=str(error))
-        tokens = {work.command.token for work in later}
-        left = [(delivery, [work for work in works if work.command.token in tokens]) for delivery, works in parts]
-        try:
-            await self._broker.acknowledge(Topic.COMMANDS, [delivery for delivery, works in left if not works])
-        except BrokerUnavailable as error:
-            log.info("applied commands come again: the broker is away", error=str(error))
-        return [part for part in left if part[1]]
+            return (await self._broker.depth(Topic.COMMANDS)).waiting > 0
+        except BrokerUnavailable:
+            return False  # nobody gets anything from it
 
-    async def _put_aside(self, delivery: Delivery, reason: str) -> None:
-        log.error("a message is put aside among the dead", reason=reason)
-        try:
-            await self._broker.reject(Topic.COMMANDS, delivery, reason)
-        except BrokerUnavailable as error:
-            log.info("an unusable message comes again: the broker is away", error=str(error))
 
-    async def _settle(self, work: Sequence[_Work], *, waits: bool) -> tuple[list[Settled], list[_Work]]:
-        """Carry out commands; return what became of them, and which must wait for their predecessors."""
-        done = []
-        waiting: list[_Work] = []
-        while work:
-            requests = [each.command.request(waits=waits, again=each.again) for each in work]
-            again: list[_Work] = []
-            for each, outcome in zip(work, await self._carry_out(requests), strict=True):
-                if isinstance(outcome, RequestFailed):
-                    raise outcome  # a bug is no refusal: the message is tried again by itself
-                if isinstance(outcome, NotYetApplied):
-                    waiting.append(each)
-                elif isinstance(outcome, ConstraintViolated) and not each.again:
-                    # Its id was thought to be new, and is in the database: then it comes a second time.
-                    again.append(_Work(each.command, again=True))
-                else:
-                    done.append(await settled(each.command, outcome, self._carry_out))
-            work = again
-        return done, waiting
-
-    async def _carry_out(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Submit requests, waiting for the database for as long as it takes."""
-        parts = [
-            requests[start : start + BATCH_REQUESTS_MAX] for start in range(0, len(requests), BATCH_REQUESTS_MAX)
-        ]
-        return [outcome for part in await asyncio.gather(*map(self._submit, parts)) for outcome in part]
-
-    async def _submit(self, requests: Sequence[Request]) -> list[Outcome]:
-        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
-        while True:
-            try:
-                return await self._committer.submit_patiently(requests)
-            except Unavailable as error:
-                log.info("queued commands wait for the database", count=len(requests), error=str(error))
-                # Until the drain is over: then the task is cancelled and the broker keeps them.
-                await asyncio.sleep(pauses.next())
-            except ConstraintViolated as error:
-                return [error for _ in requests]
+def _readable(packed: bytes) -> list[QueuedCommand]:
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        log.warning("an accepted command cannot be read: it is left to a newer version", reason=str(error))
+        return []

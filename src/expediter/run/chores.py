@@ -46,10 +46,8 @@ async def seed(settings: Settings, count: int, advance: Callable[[int], None]) -
 async def clear(settings: Settings, report: Callable[[int], None]) -> None:
     """Remove every order; `report` is told how many there were."""
     async with open_service(settings, working=False) as service:
-        removed = await service.committer.clear()
+        removed = await service.committer.clear(moved=service.moved)
         assert isinstance(removed, int)  # a replay needs a key
-        if service.temporary is not None:
-            await service.temporary.clear()
         report(removed)
 
 
@@ -74,6 +72,12 @@ async def verify_database(
         found.append(await verify(database, ledger=ledger, advance=advance))
     finally:
         await database.close()
+
+
+async def begin_anew(settings: Settings) -> None:
+    """Drop what was accepted and is not stored, and what is cached: the database was restored."""
+    async with open_service(settings, working=False) as service:
+        await service.committer.begin_anew(service.moved)
 
 
 async def reset_cache(settings: Settings) -> None:

@@ -392,6 +392,15 @@ def db_upgrade() -> None:
     print("The database was upgraded" if changed else "The database is up to date")
 
 
+@db_app.command("restored")
+def db_restored() -> None:
+    """Say that the database was restored from a backup: what was accepted before and is not stored is dropped."""
+    from expediter.run import chores
+
+    _run(chores.begin_anew(_settings()))
+    print("What was accepted before and is not stored is dropped, and every cache is emptied")
+
+
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check the settings, what can be reached, and how durable it is."""

@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from expediter.payments import PaymentGateway, open_gateway
 from expediter.queued.applier import Applier
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.reader import AcceptedOrders
+from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Intake, Settings
 from expediter.store import lookups
@@ -83,7 +84,14 @@ class Service:
         """Return the names of what should run in the background, and does not any more."""
         parts = (self.committer, self.worker, self.applier, self.intake, self.hints)
         works = [self.housekeeping, *(part.background for part in parts if part is not None)]
+        if self.applier is not None:
+            works.append(self.applier.sweep)
         return [work.name for work in works if work.ended]
+
+    @property
+    def moved(self) -> Callable[[int], Awaitable[None]] | None:
+        """What must be told when the database's incarnation moves."""
+        return None if self.temporary is None else self.temporary.tell_incarnation
 
     @property
     def concurrency(self) -> int:
@@ -165,9 +173,14 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     accepted: Accepted = NothingAccepted()
     if broker is not None and temporary is not None:
         # Also while INTAKE is direct: what was queued before must not be left behind, nor be unknown.
-        accepted = AcceptedOrders(temporary, broker, taking=settings.intake is Intake.QUEUED)
+        accepted = AcceptedOrders(
+            temporary,
+            broker,
+            lambda order_id: database.read(partial(lookups.is_deleted, order_id=order_id)),
+            taking=settings.intake is Intake.QUEUED,
+        )
         if working:
-            applier = Applier(committer, broker, temporary)
+            applier = Applier(broker, temporary, Settler(committer, temporary, broker))
     queries = Queries(database, cache, accepted)
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)

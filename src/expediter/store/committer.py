@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,8 +27,9 @@ from expediter.errors import (
     Unavailable,
 )
 from expediter.store import emptying
+from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
-from expediter.store.maintenance import remove_expired_keys, retire_caches
+from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
 
@@ -240,6 +241,16 @@ class Committer:
         else:
             await self._commit(groups)
 
+    async def trouble(self) -> str | None:
+        """Return why nothing can be stored; None: the last transaction was, or an empty one can be written now."""
+        if self.failing is not None and self._bugs < BUGS_IN_A_ROW:
+            try:
+                await self._database.write(write_nothing)
+                self.failing = None
+            except ExpediterError as error:
+                self.failing = str(error)
+        return self.failing
+
     async def keep_house(self) -> None:
         """Remove what has expired, now and then, for ever."""
         while True:
@@ -255,14 +266,22 @@ class Committer:
         return await self._database.write(remove_expired_keys)
 
     async def clear(
-        self, key: IdempotencyKey | None = None, word: Callable[[int], Answer] | None = None
+        self,
+        key: IdempotencyKey | None = None,
+        word: Callable[[int], Answer] | None = None,
+        *,
+        moved: Callable[[int], Awaitable[None]] | None = None,
     ) -> int | Replayed:
         """Remove every order placed until now; return how many, or the answer that the key has.
 
-        `word` makes of the number the answer that is kept.
+        `word` makes of the number the answer that is kept. `moved` is told the new incarnation before anything is
+        removed; what it raises ends this.
         """
         if key is not None and (known := await self._database.write(partial(emptying.replayed, key=key))):
             return known
+        number = await self._database.write(move_incarnation)
+        if moved is not None:
+            await moved(number)
         before = await self._database.write(lambda connection: connection.now())
         removed = 0
         while some := await self._database.write(partial(emptying.remove_some, before=before, slot=self._slot)):
@@ -274,6 +293,13 @@ class Committer:
         faster = await self._database.write(finish)
         await self._cache.reset()
         return faster or removed
+
+    async def begin_anew(self, moved: Callable[[int], Awaitable[None]] | None) -> None:
+        """Drop what was accepted before and is not stored, and what is cached; `moved` is told the incarnation."""
+        number = await self._database.write(move_incarnation)
+        if moved is not None:
+            await moved(number)
+        await self.retire_caches()
 
     async def retire_caches(self) -> None:
         """Make every process on this database drop what it has cached."""

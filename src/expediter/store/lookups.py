@@ -29,6 +29,9 @@ class HistoryRow(NamedTuple):
     data: str
 
 
+#: A stored order with its job and its lines.
+Whole = tuple[Order, Job | None, tuple[Line, ...]]
+
 _ORDERS = select(schema.orders).where(among(schema.orders.c.order_id))
 _ORDER_AND_JOB = ORDERS_AND_JOBS.where(schema.orders.c.order_id == bindparam("order_id"))
 _VERSION = select(schema.orders.c.version).where(schema.orders.c.order_id == bindparam("order_id"))
@@ -48,10 +51,6 @@ _IDS = (
     .where(schema.orders.c.status == bindparam("status"))
     .order_by(schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
     .limit(bindparam("limit"))
-)
-_STORED_ORDERS = select(schema.orders.c.order_id).where(among(schema.orders.c.order_id))
-_STORED_KEYS = select(schema.idempotency_keys.c.idempotency_key).where(
-    among(schema.idempotency_keys.c.idempotency_key)
 )
 _LOCK_FEED = FEED.with_for_update()
 _EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
@@ -89,9 +88,7 @@ async def order_and_job(
     return order, job, attempts, await connection.now()
 
 
-async def order_job_and_lines(
-    connection: Connection, order_id: str, *, placing: bool = False
-) -> tuple[Order, Job | None, tuple[Line, ...]] | None:
+async def order_job_and_lines(connection: Connection, order_id: str, *, placing: bool = False) -> Whole | None:
     """Return an order, its job and its lines; None where there is none.
 
     Raises DuplicateOrder where `placing` and the id belongs to a deleted order.
@@ -105,13 +102,9 @@ async def order_job_and_lines(
     return *read_order_and_job(rows[0]), tuple(lines[order_id])
 
 
-async def which_are_stored(connection: Connection, order_ids: list[str], keys: list[str]) -> set[str]:
-    """Return which of these orders are, or were once, in the database, and which of these idempotency keys."""
-    found: set[str] = set()
-    for statement, ids in ((_STORED_ORDERS, order_ids), (DELETED_ORDERS, order_ids), (_STORED_KEYS, keys)):
-        if ids:
-            found.update(row[0] for row in await connection.fetch(statement, ids=ids))
-    return found
+async def is_deleted(connection: Connection, order_id: str) -> bool:
+    """Return whether an order was deleted, or its id is taken by one that was removed."""
+    return bool(await connection.fetch(DELETED_ORDERS, ids=[order_id]))
 
 
 async def was_committed(connection: Connection, event: Event | None) -> bool:

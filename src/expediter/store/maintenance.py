@@ -19,7 +19,13 @@ _EXPIRED_KEYS = (
     .where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
     .limit(EXPIRED_KEYS_PER_BATCH)
 )
+_WRITE_NOTHING = update(schema.feed).where(schema.feed.c.feed_id == -1).values(position=schema.feed.c.position)
 _ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
+
+
+async def write_nothing(connection: Connection) -> int:
+    """Do what only a database can that takes writes."""
+    return await connection.run(_WRITE_NOTHING)
 
 
 async def remove_expired_keys(connection: Connection) -> int:

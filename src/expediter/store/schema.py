@@ -102,6 +102,15 @@ feed = Table(
     **_MYSQL,
 )
 
+#: One row: rises when what was accepted before must not come back (store/incarnation.py).
+incarnation = Table(
+    "incarnation",
+    metadata,
+    Column("incarnation_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    **_MYSQL,
+)
+
 #: The next action of each order that is not at rest; a parked job keeps its row and has `dead_at`.
 jobs = Table(
     "jobs",

@@ -72,16 +72,18 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
 class Request(msgspec.Struct, frozen=True, gc=False):
     """A command, with the caller's idempotency key and how to word the answer that is kept under it.
 
-    It is carried out on an order of version `base_version` or newer, after the request of the key `after` if there
-    is one, and refused with NotYetApplied before that.
+    Three things are for what was queued. `behind` has the keys of requests that must be carried out before it, and
+    `placed` says that the order must be stored before it: NotYetApplied until then. Where the database's
+    `incarnation` is higher than this one it is refused as ClearedAway.
     """
 
     command: Command
     key: IdempotencyKey | None = None
     answer: Callable[[Order, tuple[Line, ...]], Answer] | None = None
     with_lines: bool = False
-    base_version: int = 0
-    after: str | None = None
+    behind: tuple[str, ...] = ()
+    placed: bool = False
+    incarnation: int | None = None
 
 
 class Queued(msgspec.Struct, frozen=True, gc=False):

@@ -14,7 +14,14 @@ from sqlalchemy import bindparam, select
 
 from expediter.backends.databases import Connection, Row
 from expediter.backends.points import reach
-from expediter.errors import DuplicateOrder, ExpediterError, NotYetApplied, OrderUnreadable, StaleLease
+from expediter.errors import (
+    ClearedAway,
+    DuplicateOrder,
+    ExpediterError,
+    NotYetApplied,
+    OrderUnreadable,
+    StaleLease,
+)
 from expediter.orders.commands import ClaimJob, Command, PlaceOrder, WorkerCommand
 from expediter.orders.decisions import decide
 from expediter.orders.draft import Decision
@@ -24,6 +31,7 @@ from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
 from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
+from expediter.store.incarnation import READ_AND_HOLD
 from expediter.store.jobs import FIRST_DUE, KINDS, NEXT_DUE
 from expediter.store.rows import (
     DEAD_JOBS,
@@ -71,8 +79,7 @@ class Batch(NamedTuple):
     """What a batch comes to, before it is written.
 
     An outcome per request; the orders that were there before, with their versions now (NEVER: they are deleted);
-    the number of its events, and the last of them (None: it changes no order), by which one can tell later whether
-    it was committed.
+    the number of its events, and the last of them (None: it has none), which tells later whether it was committed.
     """
 
     outcomes: list[Outcome]
@@ -121,11 +128,14 @@ class _Batch:
         self._attempt_results: list[AttemptResult] = []
         self._breaker = SharedBreaker(connection)
         self._lost: set[str] = set()
+        self._incarnation = 0
         #: What is new, changed and gone, once everything is carried out.
         self._sorts: tuple[list[Order], list[Order], list[str]] | None = None
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
+        if any(request.incarnation is not None for request in requests):
+            self._incarnation = int((await self._connection.fetch(READ_AND_HOLD))[0][0])
         placing, other = [], []
         reports = True
         for request in requests:
@@ -139,11 +149,11 @@ class _Batch:
             await self._load_held(other)
         else:
             await self._load_orders([*placing, *other])
-        if placing:
-            rows = await self._connection.fetch(DELETED_ORDERS, ids=placing)
+        if used := placing + [request.command.order_id for request in requests if request.placed]:
+            rows = await self._connection.fetch(DELETED_ORDERS, ids=used)
             self._deleted.update(row[0] for row in rows)
         keys = [request.key.key for request in requests if request.key]
-        keys += [request.after for request in requests if request.after]
+        keys += [key for request in requests for key in request.behind]
         if keys:
             self._answers = await load_answers(self._connection, keys, self._now)
 
@@ -193,9 +203,9 @@ class _Batch:
                 return await self._breaker.read()
             return await self._breaker.report(asked, self._now)
         try:
+            self._check_queued(asked)
             if asked.key and asked.key.key in self._answers:
                 return replay_answer(asked.key, self._answers[asked.key.key])
-            self._check_base(asked)
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
             if isinstance(refused, StaleLease):
@@ -207,13 +217,13 @@ class _Batch:
             return self._keep(asked, outcome)
         return outcome
 
-    def _check_base(self, asked: Request) -> None:
-        if asked.after and asked.after not in self._answers:
-            raise NotYetApplied(f"order {asked.command.order_id} waits for what was accepted before")
-        if asked.base_version:
-            order = self._after.get(asked.command.order_id, (None, None))[0]
-            if order is None or order.version < asked.base_version:
-                raise NotYetApplied(f"order {asked.command.order_id} has not reached version {asked.base_version}")
+    def _check_queued(self, asked: Request) -> None:
+        order_id = asked.command.order_id
+        if asked.incarnation is not None and asked.incarnation < self._incarnation:
+            raise ClearedAway(f"order {order_id}: this was accepted before the database was cleared")
+        there = order_id in self._deleted or self._after.get(order_id, (None, None))[0] is not None
+        if (asked.placed and not there) or any(key not in self._answers for key in asked.behind):
+            raise NotYetApplied(f"order {order_id}: what was accepted before is not stored yet")
 
     def _decide(self, command: Command) -> Applied:
         order_id = command.order_id
@@ -245,8 +255,7 @@ class _Batch:
                 self._attempt_results.append(attempt)
 
     def _keep(self, asked: Request, applied: Applied) -> Applied:
-        assert asked.key is not None
-        assert asked.answer is not None
+        assert asked.key is not None and asked.answer is not None
         answer = asked.answer(applied.order, self._lines.get(applied.order.order_id, ()))
         self._answers[asked.key.key] = (asked.key.fingerprint, answer)
         self._new_answers.append((asked.key, answer))

@@ -79,6 +79,9 @@ class Broker(Protocol):
     async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
         """Put a message aside among the dead, where a person can look at it: it can never be used."""
 
+    async def put_aside(self, body: bytes, reason: str) -> None:
+        """Put a command among the dead that came in a message with others."""
+
     async def depth(self, topic: Topic) -> Depth:
         """Return how many messages there are."""
 

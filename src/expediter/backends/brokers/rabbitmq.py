@@ -357,10 +357,13 @@ class RabbitBroker:
     async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
         """See Broker. A hint is dropped: nobody would ever look at it."""
         if topic is Topic.COMMANDS:
-            message = _message(delivery.body, reason=reason)
-            async with self._bounded(PUBLISH_SECONDS_MAX[topic], publishing=True):
-                await self._publish(self._queues.dead, "", message)
+            await self.put_aside(delivery.body, reason)
         await self.acknowledge(topic, [delivery])
+
+    async def put_aside(self, body: bytes, reason: str) -> None:
+        """See Broker."""
+        async with self._bounded(PUBLISH_SECONDS_MAX[Topic.COMMANDS], publishing=True):
+            await self._publish(self._queues.dead, "", _message(body, reason=reason))
 
     async def depth(self, topic: Topic) -> Depth:
         """See Broker. RabbitMQ does not say how many messages other processes hold: those are missing here."""

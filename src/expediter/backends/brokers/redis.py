@@ -237,6 +237,11 @@ class RedisBroker:
         aside = (DEAD, "*", "body", delivery.body, "reason", reason) if topic is Topic.COMMANDS else ()
         await self._remove(self._readings[topic], [delivery.token], aside)
 
+    async def put_aside(self, body: bytes, reason: str) -> None:
+        """See Broker."""
+        async with self._bounded(ANSWER_SECONDS_MAX):
+            await self._publishing.xadd(DEAD, {"body": body, "reason": reason})
+
     async def _remove(self, reading: _Reading, tokens: list[Any], aside: Sequence[Any] = ()) -> None:
         """Delete and acknowledge. If Redis dies in between, the entry is gone, and its mark when it is claimed.
 

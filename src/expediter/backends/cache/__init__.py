@@ -9,10 +9,14 @@ import msgspec
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A cached document of one order. `body` None says: known to be out of date."""
+    """A cached document of one order. `body` None says: known to be out of date.
+
+    `pending_changes` were accepted and are not applied yet; what is cached has none.
+    """
 
     version: int
     body: bytes | None
+    pending_changes: int = 0
 
 
 #: Reads an order from the store; None: there is no such order.

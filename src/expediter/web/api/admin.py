@@ -142,11 +142,10 @@ async def admin_reset(call: Call, context: Context) -> Reply:
         document = to_json(Emptied(f"Removed {deleted} orders", deleted))
         return Answer(200, {"content-type": "application/json"}, document.decode())
 
-    outcome = await context.committer.clear(key, word)
+    moved = None if context.temporary is None else context.temporary.tell_incarnation
+    outcome = await context.committer.clear(key, word, moved=moved)
     if isinstance(outcome, Replayed):
         return answer_reply(outcome.answer, replayed=True)
-    if context.temporary is not None:
-        await context.temporary.clear()
     return answer_reply(word(outcome), replayed=False)
 
 

@@ -77,8 +77,8 @@ async def _database(context: Context) -> Dependency:
         await context.queries.counters()
     except ExpediterError as error:
         return Dependency("down", str(error))
-    if context.committer.failing is not None:
-        return Dependency("down", f"{context.database}: the last write failed: {context.committer.failing}")
+    if (trouble := await context.committer.trouble()) is not None:
+        return Dependency("down", f"{context.database}: the last write failed: {trouble}")
     return Dependency("ok", f"{context.database}, answered in {(time.perf_counter() - started) * 1000:.1f} ms")
 
 

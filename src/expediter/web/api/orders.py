@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import uuid_utils
+from msgspec import UNSET, UnsetType
 
 from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
 from expediter.orders.commands import CancelOrder, ChangeStatus, Command, DeleteOrder, RetryOrder
@@ -64,6 +65,12 @@ def require_json(call: Call) -> None:
         raise RequestRefused(415, "Unsupported media type", "Send the body as Content-Type: application/json")
 
 
+class ShownOrder(OrderDocument, frozen=True, kw_only=True):
+    """An order as it is stored; `pending_changes` were accepted and are not applied yet (only `INTAKE=queued`)."""
+
+    pending_changes: int | UnsetType = UNSET
+
+
 async def carry_out(context: Context, request: Request, word: Word) -> tuple[Applied | None, Reply | None]:
     """Submit a request; return what was applied, or the answer of a queued or an earlier one. Raises the refusal.
 
@@ -100,7 +107,7 @@ async def create_order(call: Call, context: Context) -> Reply:
     short = call.short
     key = call.idempotency_key(body, context.keep)
     word = partial(_answer, _placed_reply, short) if key else None
-    queued = partial(_queued_answer, call=call, placed=True)
+    queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=True)
     applied, reply = await carry_out(context, Request(command, key, word), queued)
     if reply is not None:
         return reply
@@ -108,15 +115,15 @@ async def create_order(call: Call, context: Context) -> Reply:
     return _placed_reply(applied.order, applied.lines, short)
 
 
-def _placed_body(order: Order, lines: tuple[Line, ...], short: bool) -> bytes:
-    body = order_document(order, lines)
-    return body[:-1] + b',"message":"Order created successfully"}' if short else body
-
-
 def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
+    return _placed(order_document(order, lines), order.order_id, order.version, short, 201 if short else 202)
+
+
+def _placed(document: bytes, order_id: str, version: int, short: bool, status: int) -> Reply:
     prefix = b"/orders/" if short else b"/api/v1/orders/"
-    headers = [JSON, (b"location", prefix + order.order_id.encode()), (b"etag", b'"%d"' % order.version)]
-    return Reply(201 if short else 202, _placed_body(order, lines, short), headers)
+    headers = [JSON, (b"location", prefix + order_id.encode()), (b"etag", b'"%d"' % version)]
+    body = document[:-1] + b',"message":"Order created successfully"}' if short else document
+    return Reply(status, body, headers)
 
 
 def _answer(reply: Callable[..., Reply], how: object, order: Order, lines: tuple[Line, ...]) -> Answer:
@@ -149,6 +156,9 @@ async def get_order(call: Call, context: Context) -> Reply:
                 entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
         if entry.version < min_version:
             raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
+    if entry.pending_changes:
+        # No ETag: a change that comes to nothing ends without another version.
+        return Reply(200, _with_changes(entry.body or b"", entry.pending_changes), [JSON])
     headers: list[Header] = [JSON, (b"etag", b'"%d"' % entry.version)]
     if call.knows_version(entry.version):
         return Reply(304, b"", headers[1:])
@@ -209,7 +219,8 @@ async def _change(call: Call, context: Context, command: Command, body: bytes, s
     key = call.idempotency_key(body, context.keep)
     word = partial(_answer, _changed_reply, status) if key else None
     request = Request(command, key, word, with_lines=status != 204)
-    applied, reply = await carry_out(context, request, partial(_queued_answer, call=call, placed=False))
+    queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=False)
+    applied, reply = await carry_out(context, request, queued)
     if reply is not None:
         return reply
     assert applied is not None
@@ -222,17 +233,17 @@ def _changed_reply(order: Order, lines: tuple[Line, ...], status: int) -> Reply:
     return Reply(status, order_document(order, lines), [JSON, (b"etag", b'"%d"' % order.version)])
 
 
-def _queued_answer(
-    order: Order | None, lines: tuple[Line, ...], order_id: str, *, call: Call, placed: bool
-) -> Answer:
-    """Word the answer to a command that the broker has: the order as it will be, where that is known."""
-    if order is None:
+def _queued_answer(document: bytes | None, changes: int, *, call: Call, order_id: str, placed: bool) -> Answer:
+    """Word the answer to a command that the broker has: the order as it is now, where that is known."""
+    if document is None:
         return _kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
     if placed:
-        reply = _placed_reply(order, lines, call.short)
-        reply.status = 202
-        return _kept(reply)
-    return _kept(_changed_reply(order, lines, 202))
+        return _kept(_placed(document, order_id, 1, call.short, 202))
+    return _kept(Reply(202, _with_changes(document, changes), [JSON]))
+
+
+def _with_changes(document: bytes, changes: int) -> bytes:
+    return document[:-1] + b',"pending_changes":%d}' % changes
 
 
 async def order_events(call: Call, context: Context) -> Reply:
@@ -245,8 +256,8 @@ async def order_events(call: Call, context: Context) -> Reply:
     return json_reply(200, History(events, archived))
 
 
-#: The order as it will be; where the database is away and nobody can say, that the change was accepted.
-_QUEUED = (OrderDocument, Accepted)
+#: The order as it is now; where the database is away and nobody can say, that the change was accepted.
+_QUEUED = (ShownOrder, Accepted)
 
 
 def _change_of(
@@ -295,7 +306,7 @@ OPERATIONS = (
         paths=both("/{order_id}"),
         handler=get_order,
         summary="Get an order",
-        answers={200: OrderDocument, 304: None},
+        answers={200: ShownOrder, 304: None},
         problems=(409, 412),
         parameters=(
             query("wait", "Hold the answer until the order changes.", type="number", minimum=0, maximum=30),
@@ -303,7 +314,7 @@ OPERATIONS = (
             IF_NONE_MATCH,
         ),
     ),
-    _change_of("", delete_order, "Delete an order", {202: Accepted, 204: None}, method="DELETE"),
+    _change_of("", delete_order, "Delete an order", {202: _QUEUED, 204: None}, method="DELETE"),
     _change_of(
         "/status",
         change_status,

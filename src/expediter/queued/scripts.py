@@ -1,0 +1,89 @@
+"""What happens in Redis in one step: Lua scripts that TemporaryOrders runs."""
+
+# KEYS: set, commands, incarnation; then for each command its order, changes, and kept answer. ARGV: incarnation,
+# when to look after them, seconds to keep them; then for each its token, the command, the order (empty: a change),
+# what it is known by, the answer to keep (empty: none), and for how long (milliseconds). Returns the incarnation,
+# and for each what was in its way; the incarnation alone if that is a newer one.
+PUT = """
+local now = redis.call('GET', KEYS[3]) or '0'
+local mine = tonumber(ARGV[1])
+if tonumber(now) > mine then return {now} end
+if tonumber(now) < mine then redis.call('SET', KEYS[3], ARGV[1]) end
+local function counting(key) -- what was refused, or is of an older incarnation, is in nobody's way
+  local held = redis.call('GET', key)
+  if not held or string.find(held, '{"state":"refused"', 1, true) == 1 then return nil end
+  return tonumber(string.match(held, '"incarnation":(%d+)')) >= mine and held or nil
+end
+local found = {ARGV[1]}
+for index = 1, (#KEYS - 3) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3 + 1, index * 3 + 3)
+  local token, command, document, known, answer, keep = unpack(ARGV, index * 6 - 2, index * 6 + 3)
+  local before = answer ~= '' and counting(kept) or document ~= '' and counting(order) and 'taken' or ''
+  if before == '' then
+    if document == '' then
+      redis.call('HSET', changes, token, known)
+      redis.call('EXPIRE', changes, ARGV[3])
+    else
+      redis.call('SET', order, document, 'EX', ARGV[3])
+    end
+    redis.call('ZADD', KEYS[1], ARGV[2], token)
+    redis.call('HSET', KEYS[2], token, command)
+    if answer ~= '' then redis.call('SET', kept, answer, 'PX', keep) end
+  end
+  found[index + 1] = before
+end
+return found
+"""
+
+# KEYS: set, commands; then for each command its order, changes, and the kept answer to forget. ARGV: for each its
+# token, what becomes of its order (stored, gone, deleted, or what is shown instead), milliseconds to keep that,
+# and whether to forget. A Redis that is full takes nothing new: then nothing is shown, and the database has it.
+SETTLE = """
+for index = 1, (#KEYS - 2) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3, index * 3 + 2)
+  local token, what, keep, forget = unpack(ARGV, index * 4 - 3, index * 4)
+  redis.call('ZREM', KEYS[1], token)
+  redis.call('HDEL', KEYS[2], token)
+  redis.call('HDEL', changes, token)
+  local held = redis.call('GET', order)
+  local mine = held and string.find(held, '"token":"' .. token .. '"', 1, true)
+  local pending = '{"state":"pending"'
+  local shown = nil
+  if what == 'deleted' or (what == 'gone' and mine) then
+    redis.call('UNLINK', order)
+  elseif what == 'stored' and mine and string.sub(held, 1, #pending) == pending then
+    shown = '{"state":"stored"' .. string.sub(held, #pending + 1)
+  elseif string.sub(what, 1, 1) == '{' and (mine or not held) then
+    shown = what
+  end
+  if shown then
+    local kept = redis.pcall('SET', order, shown, 'PX', keep)
+    if kept.err then redis.call('UNLINK', order) end
+  end
+  if forget ~= '' then redis.call('UNLINK', kept) end
+end
+"""
+
+# KEYS: set, commands. ARGV: now, until when nobody else looks after them, how many. Returns the commands.
+OVERDUE = """
+local found = {}
+for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+  local command = redis.call('HGET', KEYS[2], token)
+  if command then
+    redis.call('ZADD', KEYS[1], ARGV[2], token)
+    found[#found + 1] = command
+  else
+    redis.call('ZREM', KEYS[1], token)
+  end
+end
+return found
+"""
+
+# KEYS: since when nothing was forgotten, set. ARGV: tokens. Returns the first, and when to look after each.
+WAITING = "return {redis.call('GET', KEYS[1]), redis.call('ZMSCORE', KEYS[2], unpack(ARGV))}"
+
+# KEYS[1]: the incarnation. ARGV[1]: what it is at least. Returns it.
+RAISE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+return redis.call('GET', KEYS[1]) or '0'
+"""
