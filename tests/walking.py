@@ -13,11 +13,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from redis import Redis
 
 from auditing import assert_verified, gateway_with_ledger
 from serving import PATIENCE_SECONDS, Program, Serving
@@ -26,9 +28,12 @@ from storing import Place
 #: What clients do, and how often of a hundred times.
 ACTIONS = {"place": 40, "place with a key": 12, "cancel": 18, "read": 14, "retry": 5, "move": 6, "delete": 5}
 #: Where processes stall, and where they die, of each time that they pass: enough for dozens of meetings a second.
-STALLS = "loaded:pause:0.05:15 decided:pause:0.05:15 announced:pause:0.05:15 committed:pause:0.03:20"
-DEATHS = "committed:kill:0.002 claimed:kill:0.004 called:kill:0.001 handed_in:kill:0.001"
-DOOR_DEATHS = "announced:kill:0.0005 committed:kill:0.0005 told:kill:0.0005"
+STALLS = (
+    "loaded:pause:0.05:15 decided:pause:0.05:15 announced:pause:0.05:15 committed:pause:0.03:20 "
+    "kept:pause:0.05:15 sent:pause:0.02:20 applied:pause:0.05:15"
+)
+DEATHS = "committed:kill:0.002 claimed:kill:0.004 called:kill:0.001 handed_in:kill:0.001 applied:kill:0.004"
+DOOR_DEATHS = "announced:kill:0.0005 committed:kill:0.0005 told:kill:0.0005 kept:kill:0.001 sent:kill:0.001"
 #: Now and then a process stands still past its leases.
 PAUSES = "claimed:pause:0.004:2500"
 LEASE_SECONDS = "2"
@@ -46,11 +51,32 @@ class Order:
         self.asked_to_delete = False
 
 
+class Clearing:
+    """One `expediter clear` amid a walk: what was accepted before it is gone, what is accepted after it stays."""
+
+    def __init__(self) -> None:
+        self.before: set[str] = set()
+        self.began = self.ended = float("inf")
+        self.failed = False
+
+
 class Walk:
     """One walk with one seed."""
 
-    def __init__(self, folder: Path, at: Place, seed: int, *, stages: str = "payment,fulfilment") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        at: Place,
+        seed: int,
+        *,
+        stages: str = "payment,fulfilment",
+        queued: dict[str, str] | None = None,
+        clears: bool = False,
+    ) -> None:
+        """`queued` has the settings of queued intake; with `clears` everything is removed once on the way."""
         self.folder, self.at, self.seed = folder, at, seed
+        self.queued = queued
+        self.clearing = Clearing() if clears else None
         self.wrong: list[str] = []
         self.answers: Counter[int] = Counter()
         self.deaths = 0
@@ -73,6 +99,8 @@ class Walk:
             "WORKER_COUNT": "2",
             "STAGES": stages,
             "CIRCUIT_BREAKER_RECOVERY_SECONDS": "1",
+            **({"INTAKE": "queued"} if queued else {}),
+            **(queued or {}),
         }
         self._doors: list[Serving] = []
         self._workers: list[Program] = []
@@ -92,9 +120,11 @@ class Walk:
             self._doors += [self._open_door(), self._open_door()]
             self._workers += [self._hire(), self._hire()]
             until = time.monotonic() + seconds
-            with ThreadPoolExecutor(clients + 1) as pool:
+            with ThreadPoolExecutor(clients + 2) as pool:
                 walking = [pool.submit(self._client, number, until) for number in range(clients)]
                 watching = pool.submit(self._watch)
+                if self.clearing is not None:
+                    walking.append(pool.submit(self._clear, self.clearing, seconds / 2))
                 for walked in walking:
                     walked.result()
                 self._stop.set()
@@ -119,6 +149,23 @@ class Walk:
                     door.kill()
                     self.deaths += 1
                     self._doors[index] = self._open_door(port=door.url.rpartition(":")[2])
+
+    def _clear(self, clearing: Clearing, after: float) -> None:
+        """Remove everything, from a process of its own."""
+        self._stop.wait(after)
+        with self._lock:
+            clearing.before = set(self._names)
+            for order_id in self._names:
+                self._orders[order_id].asked_to_delete = True
+        clearing.began = time.monotonic()
+        program = Program(self.folder, "clear", "--yes", **self._settings)
+        clearing.failed = program.process.wait(PATIENCE_SECONDS) != 0
+        program.kill()
+        clearing.ended = time.monotonic()
+
+    def _may_be_cleared(self, started: float) -> bool:
+        """Return whether what was asked for since then may be removed by the clearing."""
+        return self.clearing is not None and self.clearing.began < float("inf") and started < self.clearing.ended
 
     def _client(self, number: int, until: float) -> None:
         random = Random(f"{self.seed} {number}")
@@ -145,17 +192,21 @@ class Walk:
         if token := random.choice(TOKENS):
             body["payment_token"] = token
         key = f"{self.seed}-{number}-{random.randrange(1 << 40):x}" if with_key else ""
+        started = time.monotonic()
         first = self._ask(here, random, "POST", "/orders", body, key)
         if first.status in (201, 202):
             self._seen(first.document["order_id"], first.document["version"], 0, "POST")
             with self._lock:
                 self._names.append(first.document["order_id"])
+                if self._may_be_cleared(started):
+                    self._orders[first.document["order_id"]].asked_to_delete = True
         if key:
             again = self._ask(here, random, "POST", "/orders", body, key)
             ids = {each.document["order_id"] for each in (first, again) if each.status in (201, 202)}
-            if len(ids) > 1:
+            if len(ids) > 1 and not self._may_be_cleared(started):
                 self._note(f"the key {key} made {ids}")
-            if first.status in (201, 202) and again.status not in (0, 201, 202, 503):
+            odd = again.status not in (0, 201, 202, 503) and not self._may_be_cleared(started)
+            if first.status in (201, 202) and odd:
                 self._note(f"the key {key} was answered {first.status}, then {again}")
 
     def _read(self, here: Here, random: Random, order_id: str) -> None:
@@ -167,8 +218,10 @@ class Walk:
             self._seen(order_id, answer.document["version"], floor, "GET")
             if gone:
                 self._note(f"{order_id} was deleted, and is read again: {answer}")
-        elif answer.status == 404 and not (asked or self._orders[order_id].asked_to_delete):
-            self._note(f"{order_id} was accepted, and is not there: {answer}")
+        elif answer.status == 404:
+            self._orders[order_id].deleted = True
+            if not (asked or self._orders[order_id].asked_to_delete):
+                self._note(f"{order_id} was accepted, and is not there: {answer}")
 
     def _cancel(self, here: Here, random: Random, order_id: str) -> None:
         self._change(here, random, order_id, "POST", "/cancel")
@@ -221,11 +274,20 @@ class Walk:
         self._doors = [Serving(self.folder, PORT="0", **self._settings)]
         self._workers = []
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while int(self.at.rows("SELECT count(*) FROM jobs WHERE dead_at IS NULL")[0][0]):
+        while self._waiting() or int(self.at.rows("SELECT count(*) FROM jobs WHERE dead_at IS NULL")[0][0]):
             assert time.monotonic() < deadline, f"orders do not come to rest: {self._left()}"
             time.sleep(0.05)
 
+    def _waiting(self) -> int:
+        """Return how many accepted commands are not settled."""
+        if self.queued is None:
+            return 0
+        with closing(Redis.from_url(self.queued["REDIS_URL"])) as client:
+            return int(client.zcard("orders:accepted"))  # type: ignore[arg-type]
+
     def _left(self) -> object:
+        if self._waiting():
+            return f"{self._waiting()} accepted commands"
         return self.at.rows("SELECT order_id, kind, claims, failures, holder FROM jobs WHERE dead_at IS NULL")[:10]
 
     def _check(self) -> None:
@@ -234,11 +296,18 @@ class Walk:
         assert_verified(self.at.address, self.folder / "ledger.jsonl")
         there = {row[0] for row in self.at.rows("SELECT order_id FROM orders")}
         gone = {row[0] for row in self.at.rows("SELECT order_id FROM deleted_orders")}
-        missing = [order_id for order_id in self._names if order_id not in there | gone]
+        missing = [
+            order_id
+            for order_id in self._names
+            if order_id not in there | gone
+            and not (self.clearing is not None and self._orders[order_id].asked_to_delete)
+        ]
         assert missing == [], f"seed {self.seed}: accepted and not there"
-        unasked = [order_id for order_id in gone if not self._orders[order_id].asked_to_delete]
+        if self.clearing is not None and not self.clearing.failed:
+            assert not self.clearing.before & there, f"seed {self.seed}: cleared, and there again"
+        unasked = [each for each in self._names if each in gone and not self._orders[each].asked_to_delete]
         assert unasked == [], f"seed {self.seed}: deleted by nobody"
-        assert self.answers[201] > 0
+        assert self.answers[202 if self.queued else 201] > 0
 
 
 class Answer:

@@ -61,7 +61,7 @@ def test_what_was_accepted_before_clearing_does_not_come_back(own: Doors, how: s
     named = own.place(order(waiting[0])).json()["order_id"]
     assert again != first
     for each in (stored, *waiting[1:]):
-        assert own.states(each) <= {"404", "503"}  # 503: this Redis has just begun to remember
+        assert own.states(each) <= {"404", "503"}
     own.drain()
     left = {row[0] for row in rows(own.folder, "SELECT order_id FROM orders")}
     assert {again, named} <= left
@@ -70,7 +70,7 @@ def test_what_was_accepted_before_clearing_does_not_come_back(own: Doors, how: s
 
 
 def test_a_restored_database_has_what_it_has(own: Doors) -> None:
-    """After a backup came back, no kept answer names an order that is gone, and nothing accepted before returns."""
+    """After a backup came back no kept answer names an order that is gone, and nothing accepted before returns."""
     early = own.placed()
     own.drain()
     for door in (own.one, own.two):

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from servers import RedisServer
 from storing import Place
 from walking import Walk, printed
 
 SECONDS = 5.0
 
 
-@pytest.mark.parametrize("stages", ["payment,fulfilment", "payment"])
-def test_a_walk_by_many_breaks_no_law(at: Place, folder: Path, stages: str) -> None:
-    """Two serving and two working processes, eight clients, stalls and deaths at the moments that matter."""
-    walk = Walk(folder, at, seed=1, stages=stages)
+@pytest.mark.parametrize("intake", ["direct", "queued"])
+def test_a_walk_by_many_breaks_no_law(at: Place, folder: Path, intake: str, redis_server: RedisServer) -> None:
+    """Two serving and two working processes, eight clients, stalls and deaths at the moments that matter.
+
+    Halfway everything is removed. With queued intake a payment is all that there is to do.
+    """
+    url = redis_server.new_database()
+    queued = {"REDIS_URL": url, "BROKER_URL": url} if intake == "queued" else None
+    stages = "payment" if queued else "payment,fulfilment"
+    walk = Walk(folder, at, seed=1, stages=stages, queued=queued, clears=True)
     with printed(walk):
         walk.run(seconds=SECONDS)

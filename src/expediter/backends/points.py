@@ -28,6 +28,9 @@ NAMES = (
     "claimed",  # a worker holds it, and the intent is stored
     "called",  # the gateway or the fulfiller has answered
     "handed in",  # what they answered is stored
+    "kept",  # queued intake: Redis has it, the broker has not
+    "sent",  # the broker has it, nobody was answered
+    "applied",  # it is stored, Redis was not told
 )
 
 log = structlog.get_logger(__name__)

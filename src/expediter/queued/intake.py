@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from expediter.backends.batching import Gatherer
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.databases import Connection, Database
+from expediter.backends.points import reach
 from expediter.backends.redis_client import RedisUnavailable
 from expediter.backends.tasks import Background, within
 from expediter.errors import (
@@ -197,18 +198,16 @@ class QueuedIntake:
         """
         if len(found.changes) >= CHANGES_MAX:
             raise Overloaded(f"{len(found.changes)} changes of order {command.order_id} wait; try again")
-        if found.pending is not None:
-            return found.pending
         looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
-        if looked is None:
-            return None
-        if looked[0] is None:
-            # Raises, unless it was accepted all the same and Redis had forgotten that.
-            return (await self._queries.order(command.order_id)).body
-        order, job, lines = looked[0]
-        if not found.changes:
-            decide(order, job, command, max(now, order.updated_at))
-        return order_document(order, lines)
+        if looked is not None and looked[0] is not None:
+            order, job, lines = looked[0]
+            if found.pending is None and not found.changes:
+                decide(order, job, command, max(now, order.updated_at))
+            return order_document(order, lines)
+        if looked is None or found.pending is not None:
+            return found.pending
+        # Raises, unless it was accepted all the same and Redis had forgotten that.
+        return (await self._queries.order(command.order_id)).body
 
     async def _look_up(self, order_id: str, *, placing: bool = False) -> tuple[lookups.Whole | None]:
         look = partial(lookups.order_job_and_lines, order_id=order_id, placing=placing)
@@ -259,8 +258,10 @@ class QueuedIntake:
         self._remembered.update((each.command.token, each) for each in sending)
         while len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)
+        reach("kept")
         for body in messages([each.packed for each in sending]):
             await self._broker.publish(Topic.COMMANDS, body)
+        reach("sent")
         return list(in_the_way)
 
     async def _look_after(self) -> None:

@@ -66,8 +66,9 @@ class AcceptedOrders:
             return entry
         found = await self._find(order_id)
         if found is not None and (document := found.pending) is not None:
-            entry = await within(stored(), STORED_SECONDS)
-            if entry is None and not await within(self._deleted(order_id), STORED_SECONDS):
+            looked = await within(self._look(order_id, stored), STORED_SECONDS)
+            entry, deleted = looked or (None, False)
+            if entry is None and not deleted:
                 entry = Entry(1, document)
         else:
             entry = await stored()
@@ -76,6 +77,10 @@ class AcceptedOrders:
             if entry is None and self._taking and (found is None or not found.certain):
                 entry = await self._look_again(order_id, found, stored)
         return Entry(entry.version, entry.body, len(found.changes)) if entry and found and found.changes else entry
+
+    async def _look(self, order_id: str, stored: Stored) -> tuple[Entry | None, bool]:
+        entry = await stored()
+        return entry, entry is None and await self._deleted(order_id)
 
     async def _look_again(self, order_id: str, found: Found | None, stored: Stored) -> Entry | None:
         """Look for an order that Redis may have forgotten: in the broker, or in the hands of a worker."""

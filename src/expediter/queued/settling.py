@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import structlog
 
 from expediter.backends.brokers import Broker
+from expediter.backends.points import reach
 from expediter.backends.redis_client import RedisUnavailable
 from expediter.backends.tasks import Pauses
 from expediter.errors import (
@@ -75,6 +76,7 @@ class Settler:
             else:
                 done.append(settled)
                 self._failing.pop(command.token, None)
+        reach("applied")
         try:
             await self._temporary.settle(done)
             await self._temporary.look_again(left, seconds=AGAIN_SECONDS)

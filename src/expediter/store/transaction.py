@@ -165,8 +165,7 @@ class _Batch:
         if not ids:
             return
         rows = await self._connection.fetch(LOCK_ORDERS_AND_JOBS, ids=ids)
-        found = await self._readable(rows, park=False)
-        self._know(found)
+        self._know(await self._readable(rows, park=False))
         missing = [order_id for order_id in dict.fromkeys(ids) if order_id not in self._before]
         await self._load_orders(missing)
 
