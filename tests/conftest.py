@@ -23,6 +23,35 @@ structlog.configure(
 )
 
 
+#: The modules that take longest, the longest first: begun late, each would be waited for alone.
+LONGEST = (
+    "test_faults",
+    "test_real_orders",
+    "test_two_doors",
+    "test_processes_up",
+    "test_cli",
+    "test_walk",
+    "test_simulation",
+    "test_queued_fallback",
+    "test_queued_sweep",
+    "test_databases",
+    "test_crash",
+    "test_connections",
+    "test_queued_delivery",
+    "test_drain",
+    "test_doctor",
+    "test_operations",
+    "test_processes",
+    "test_brokers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest; each process gets whole modules in this order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """One running service for the tests of a module, with a gateway that always succeeds at once."""

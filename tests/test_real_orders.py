@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,23 @@ def servers(request: pytest.FixtureRequest, redis_server: RedisServer, broker: s
     return settings
 
 
+#: The roads on which all 2,025 invoices go; on the others goes every fifth, unless EXPEDITER_ORDERS=all.
+WHOLE = {("database", "direct"), ("redis", "queued")}
+
+
 @pytest.mark.parametrize(("broker", "intake"), ROADS)
-def test_real_orders_come_to_rest(folder: Path, at: Place, servers: dict[str, str], intake: str) -> None:
-    """2,025 invoices: the 1,629 valid ones rest, each charged once; none was ever unknown to who placed it."""
+def test_real_orders_come_to_rest(
+    folder: Path, at: Place, servers: dict[str, str], broker: str, intake: str
+) -> None:
+    """The 1,629 valid ones of 2,025 invoices rest, each charged once; none was ever unknown to who placed it."""
+    whole = (broker, intake) in WHOLE or os.environ.get("EXPEDITER_ORDERS") == "all"
+    valid, refused = (1629, 396) if whole else (317, 88)
     with open_shop(folder, at, servers) as shop:
-        for placed in shop.shoppers.place(shop.invoices):
+        for placed in shop.shoppers.place(shop.invoices if whole else shop.invoices[::5]):
             placed.result()
-        shop.assert_all_went_well(valid=1629)
+        shop.assert_all_went_well(valid)
         accepted = 202 if intake == "queued" else 201
-        assert shop.shoppers.statuses == {accepted: 1629, 200: 2 * 1629, 422: 396}
+        assert shop.shoppers.statuses == {accepted: valid, 200: 2 * valid, 422: refused}
         for program in (*shop.doors, *shop.workers):
             assert program.stop() == 0
             assert [line for line in program.log if "[error" in line or "Traceback" in line] == []
