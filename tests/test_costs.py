@@ -113,11 +113,11 @@ CACHED: Mapping[str, Talk] = {
 #: The same with INTAKE=queued, over Redis Streams.
 QUEUED: Mapping[str, Talk] = {
     "POST an order": Talk(2, 2),
-    "POST an order with a key": Talk(7, 4),
-    "POST an order with an id of the client's": Talk(3, 3),
-    "GET an order that waits": Talk(2, 2),
-    "GET an order that is stored, hit": Talk(2, 2),
-    "PATCH an order that waits": Talk(3, 3),
+    "POST an order with a key": Talk(4, 3),
+    "POST an order with an id of the client's": Talk(4, 3),
+    "GET an order that waits": Talk(3, 2),
+    "GET an order that is stored, hit": Talk(3, 2),
+    "PATCH an order that waits": Talk(4, 3),
 }
 
 #: Ceilings of the calls that one request makes: what was measured on Python 3.11, plus 5 %. SQLite, one process,

@@ -169,6 +169,8 @@ SHAPES = {
     "INFO stats": r"(?s).*keyspace_hits:\d+\s+keyspace_misses:\d+.*",
     "GET temp_order:DEMO-1": r'\{"state":"stored",.*"order":\{"order_id":"DEMO-1".*',
     "TTL temp_order:DEMO-1": r"[1-5]?\d|60",
+    "ZCARD orders:accepted": r"\d+",
+    "HLEN temp_changes:DEMO-1": r"0",
     "XLEN orders:commands": r"\d+",
     "XPENDING orders:commands workers": r"0(?!\d)",
     "XLEN orders:commands:dead": r"0",

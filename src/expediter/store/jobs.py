@@ -35,6 +35,16 @@ KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE)
 FIRST_DUE = select(*(_first_due(kind) for kind in KINDS))
 #: The same of what is not due yet.
 NEXT_DUE = select(*(_first_due(kind, schema.jobs.c.due_at > bindparam("now")) for kind in KINDS))
+#: Due jobs of one kind, each beside its order, both locked.
+FIND_DUE = (
+    select(schema.orders, schema.jobs)
+    .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
+    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
+    .order_by(schema.jobs.c.due_at)
+    .limit(bindparam("limit"))
+    # What another transaction is at is not waited for: its job is about to change.
+    .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
+)
 #: What is not due: held by a worker, or tried and to be tried again. Those that wait are never read.
 _LATER = select(func.count(), func.count(schema.jobs.c.holder)).where(
     schema.jobs.c.kind.in_([kind._value_ for kind in KINDS]),

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, select
 
 from expediter.backends.databases import Connection, Row
 from expediter.backends.points import reach
@@ -32,7 +31,7 @@ from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
 from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
 from expediter.store.incarnation import READ_AND_HOLD
-from expediter.store.jobs import FIRST_DUE, KINDS, NEXT_DUE
+from expediter.store.jobs import FIND_DUE, FIRST_DUE, KINDS, NEXT_DUE
 from expediter.store.rows import (
     DEAD_JOBS,
     ORDER_CHANGES,
@@ -60,16 +59,6 @@ from expediter.store.submissions import (
     Outcome,
     ReportBreaker,
     Request,
-)
-
-_FIND_DUE = (
-    select(schema.orders, schema.jobs)
-    .select_from(schema.jobs.join(schema.orders, schema.jobs.c.order_id == schema.orders.c.order_id))
-    .where(schema.jobs.c.kind == bindparam("kind"), schema.jobs.c.due_at <= bindparam("now"))
-    .order_by(schema.jobs.c.due_at)
-    .limit(bindparam("limit"))
-    # What another transaction is at is not waited for: its job is about to change.
-    .with_for_update(of=(schema.jobs, schema.orders), skip_locked=True)
 )
 
 _to_json = msgspec.json.Encoder().encode
@@ -134,22 +123,25 @@ class _Batch:
 
     async def load(self, asked: Sequence[Asked]) -> None:
         requests = [request for request in asked if isinstance(request, Request)]
-        if any(request.incarnation is not None for request in requests):
-            self._incarnation = int((await self._connection.fetch(READ_AND_HOLD))[0][0])
-        placing, other = [], []
-        reports = True
+        placing, other, used = [], [], []
+        reports, queued = True, False
         for request in requests:
             command = request.command
+            queued = queued or request.incarnation is not None
+            if request.placed:
+                used.append(command.order_id)
             if not isinstance(command, PlaceOrder):
                 other.append(command.order_id)
                 reports = reports and isinstance(command, WorkerCommand)
             elif not command.fresh:
                 placing.append(command.order_id)
+        if queued:
+            self._incarnation = int((await self._connection.fetch(READ_AND_HOLD))[0][0])
         if reports and not placing:
             await self._load_held(other)
         else:
             await self._load_orders([*placing, *other])
-        if used := placing + [request.command.order_id for request in requests if request.placed]:
+        if used := placing + used:
             rows = await self._connection.fetch(DELETED_ORDERS, ids=used)
             self._deleted.update(row[0] for row in rows)
         keys = [request.key.key for request in requests if request.key]
@@ -202,7 +194,8 @@ class _Batch:
                 return await self._breaker.read()
             return await self._breaker.report(asked, self._now)
         try:
-            self._check_queued(asked)
+            if asked.incarnation is not None or asked.placed or asked.behind:
+                self._check_queued(asked)
             if asked.key and asked.key.key in self._answers:
                 return replay_answer(asked.key, self._answers[asked.key.key])
             outcome = self._decide(asked.command)
@@ -300,7 +293,7 @@ class _Batch:
     async def _claim_kind(
         self, asked: ClaimDue, kind: JobKind, limit: int, probe: bool, changed: list[Order]
     ) -> list[Claimed]:
-        rows = await self._connection.fetch(_FIND_DUE, kind=kind.value, now=self._now, limit=limit)
+        rows = await self._connection.fetch(FIND_DUE, kind=kind.value, now=self._now, limit=limit)
         found = await self._readable(rows)
         if probe and found and not await self._breaker.take_probe(asked.holder, self._now):
             return []
