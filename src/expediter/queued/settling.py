@@ -107,6 +107,8 @@ class Settler:
         # The key of a mismatch is another request's, and could keep nothing.
         if not isinstance(outcome, (IdempotencyMismatch, OrderNotFound)):
             (outcome,) = await self._submit([command.refusal(reason)])
+        if isinstance(outcome, (Unavailable, RequestFailed)):
+            return None  # the refusal itself could not be noted now
         return Settled(command, error=reason if isinstance(outcome, ExpediterError) else None)
 
     async def _put_aside(self, command: QueuedCommand, reason: str) -> Settled | None:
