@@ -56,6 +56,8 @@ class Mortals:
         name = name or kind
         if name not in self._running:
             self._running[name] = SERVERS[kind](self._factory.mktemp(name))
+        elif self._running[name].process.poll() is not None:  # a test failed while it was away
+            self._running[name].restart()
         return self._running[name]
 
     def stop(self) -> None:
