@@ -192,11 +192,15 @@ class MariadbServer(Server):
         owner = "--user=root" if os.geteuid() == 0 else f"--user={os.environ.get('USER', 'nobody')}"
         if not data.exists():
             self._make(data, owner)
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
         options = [
             "--no-defaults",
             f"--datadir={data}",
             f"--port={self.port}",
             f"--socket={self.folder / 'socket'}",
+            # Its own: a server that starts removes what others have in theirs, and kills them by that.
+            f"--tmpdir={temporary}",
             "--bind-address=127.0.0.1",
             f"--pid-file={self.folder / 'pid'}",
             owner,

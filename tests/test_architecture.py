@@ -59,7 +59,7 @@ ALLOWED_LAST_RESORT: dict[str, str] = {
     "backends/tasks:Background._run": "it is logged whole and the work begins again: nobody else would do it",
     "queued/settling:Settler._store": "what fails for an unforeseen reason is tried again, then put aside",
     "store/committer:Committer._commit": "one request's bug is its own: the batch is divided",
-    "store/committer:Committer._succeed": "what is stored is answered as stored, whatever a listener does",
+    "store/committer:Committer._publish": "what is stored is answered as stored, whatever a listener does",
     "store/committer:Committer._run": "all in a broken batch must hear of it, and the next go on",
     "work/worker:Worker._attempt": "what fails for an unforeseen reason is counted, then parked",
     "web/__init__:_Application.__call__": "a bug answers its own request with a 500; it is logged with its id",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from expediter.backends.cache import Cache, Entry, NoCache, open_cache
+from expediter.backends.cache import Cache, Entry, NoCache, Standing, open_cache
 from expediter.backends.cache.memory import ENTRIES_MAX, MemoryCache
 from expediter.backends.cache.redis import RedisCache
 from servers import RedisServer
@@ -49,9 +49,15 @@ async def cache(request: pytest.FixtureRequest, store: Store) -> AsyncIterator[C
     if request.param == "redis":
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.new_database()
-    opened = await open_cache(url=url, disabled=False, ttl_seconds=30, position_now=lambda: store.position)
+    opened = await open_cache(
+        url=url, disabled=False, ttl_seconds=30, position_now=lambda: store.position, standing=undisturbed
+    )
     yield opened
     await opened.close()
+
+
+async def undisturbed() -> Standing:
+    return Standing(0, suspended=False)
 
 
 async def expect(cache: Cache, before: int, after: int, changed: list[tuple[str, int]]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from expediter.backends.cache import Entry
+from expediter.backends.cache import Entry, Standing
+from expediter.backends.cache.belief import BELIEVED_SECONDS
 from expediter.backends.cache.redis import CALL_SECONDS_MAX, RedisCache
 from servers import RedisServer
 
@@ -24,6 +25,10 @@ class Store:
     def __init__(self) -> None:
         self.version = 1
         self.loads = 0
+        self.standing = Standing(0, suspended=False)
+
+    async def look_at_standing(self) -> Standing:
+        return self.standing
 
     async def load(self) -> Entry | None:
         self.loads += 1
@@ -52,11 +57,11 @@ Open = Callable[[str], Awaitable[RedisCache]]
 
 
 @pytest.fixture
-async def open_shared() -> AsyncIterator[Open]:
+async def open_shared(store: Store) -> AsyncIterator[Open]:
     opened: list[RedisCache] = []
 
     async def open_one(url: str) -> RedisCache:
-        cache = RedisCache(url, ttl_seconds=30)
+        cache = RedisCache(url, ttl_seconds=30, standing=store.look_at_standing)
         await cache.start()
         opened.append(cache)
         return cache
@@ -86,11 +91,11 @@ async def read(cache: RedisCache, store: Store) -> int:
     return found.version
 
 
-async def change(cache: RedisCache, store: Store) -> None:
-    """Commit the next version of the order."""
-    await cache.expect_changes([("A1", store.version + 1)])
+async def change(cache: RedisCache, store: Store) -> bool:
+    """Commit the next version of the order; return whether the cache has told its readers."""
+    told = await cache.expect_changes([("A1", store.version + 1)])
     store.version += 1
-    await cache.retire([("A1", store.version)])
+    return await cache.retire([("A1", store.version)]) and told
 
 
 async def test_a_change_at_one_process_is_read_at_the_other(
@@ -224,26 +229,66 @@ async def test_a_frozen_redis_is_waited_for_briefly(server: RedisServer, open_sh
             await change(cache, store)
             assert await read(cache, store) == store.version
         assert time.monotonic() - started < CALL_SECONDS_MAX * 20
+    store.standing = Standing(1, suspended=False)  # as the committer sees to, before it commits
     await until(lambda: cache.failing is None)
-    assert await read(cache, store) == store.version
+    heard = time.monotonic() + BELIEVED_SECONDS
+    while await read(cache, store) != store.version:
+        assert time.monotonic() < heard
 
 
-async def test_a_writer_that_is_cut_off_says_so_and_makes_good(
-    server: RedisServer, open_shared: Open, store: Store
-) -> None:
-    """A writer that cannot retire what others can read says how old that may be, and voids it on its return."""
+async def test_what_cannot_be_told_is_said(server: RedisServer, open_shared: Open, store: Store) -> None:
+    """A writer hears that readers were not told: cut off, or a Redis that is full, read-only or has forgotten."""
     server.query("0", "ACL SETUSER writer on nopass ~* +@all")
     reader = await open_shared(address(server))
     writer = await open_shared(address(server).replace("//", "//writer:x@"))
-    assert await read(reader, store) == 1
-    server.query("0", "ACL SETUSER writer off")
-    server.query("0", "CLIENT KILL USER writer")
-    await change(writer, store)
-    assert writer.failing is not None and "30 s old" in writer.failing
-    assert await read(writer, store) == 2
-    server.query("0", "ACL SETUSER writer on")
-    await until(lambda: writer.failing is None)
-    assert await read(reader, store) == 2
+    for fault, mended in (
+        (("ACL SETUSER writer off", "CLIENT KILL USER writer"), "ACL SETUSER writer on"),
+        (("CONFIG SET maxmemory 1",), "CONFIG SET maxmemory 0"),
+        (("REPLICAOF 127.0.0.1 1",), "REPLICAOF NO ONE"),
+    ):
+        assert await change(writer, store)
+        assert await read(reader, store) == store.version
+        for command in fault:
+            server.query("0", command)
+        assert not await change(writer, store)
+        assert writer.cut_off and writer.failing is not None
+        server.query("0", mended)
+        await until(lambda: not writer.cut_off and not reader.cut_off)
+    assert await writer.expect_changes([("A1", store.version + 1)])
+    server.query("0", "FLUSHALL")
+    assert not await writer.retire([("A1", store.version + 1)])
+
+
+async def test_nothing_is_believed_that_was_cached_before_a_suspension(
+    redis_server: RedisServer, open_shared: Open, store: Store
+) -> None:
+    """While the database suspends the cache it answers itself; afterwards order and page are read anew."""
+    cache = await open_shared(redis_server.new_database())
+
+    async def until_a_read(hits: bool) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        before = dict(cache.counts)
+        while (cache.counts["hits"] > before["hits"]) != hits or cache.counts == before:
+            assert time.monotonic() < deadline
+            before = dict(cache.counts)
+            await read(cache, store)
+
+    for number in (1, 2, 3):
+        await until_a_read(hits=True)
+        await cache.page("50:0", store.load_page)
+        await cache.settle()
+        store.version += 1
+        store.standing = Standing(number, suspended=True)
+        await until_a_read(hits=False)
+        assert cache.failing is not None and "could not write" in cache.failing
+        assert await read(cache, store) == store.version
+        assert await cache.page("50:0", store.load_page) == b"page %d" % store.version
+        store.standing = Standing(number, suspended=False)
+        store.version += 1
+        await until_a_read(hits=True)
+        assert cache.failing is None
+        assert await read(cache, store) == store.version
+        assert await cache.page("50:0", store.load_page) == b"page %d" % store.version
 
 
 async def test_a_redis_that_was_away_at_the_start_is_used_later(

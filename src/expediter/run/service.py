@@ -31,6 +31,7 @@ from expediter.store import lookups
 from expediter.store.committer import Committer
 from expediter.store.migrations import upgrade
 from expediter.store.queries import ORDERS_PER_LOOK, Accepted, NothingAccepted, Queries
+from expediter.store.standing import read_standing
 from expediter.work.hints import Hints
 from expediter.work.stages import Tools
 from expediter.work.worker import Worker
@@ -150,6 +151,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
         position_now=database.position_reader(),
+        standing=lambda: database.read(read_standing),
     )
     stack.push_async_callback(cache.close)
     gateway = _gateway(settings)

@@ -7,8 +7,10 @@ the transaction that carries the request has been committed, and learns its own 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +23,7 @@ from expediter.backends.tasks import Background
 from expediter.errors import (
     CommitUncertain,
     ConstraintViolated,
+    DatabaseUnavailable,
     ExpediterError,
     Overloaded,
     RequestFailed,
@@ -30,6 +33,7 @@ from expediter.store import emptying
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing
+from expediter.store.standing import SPARE_SECONDS, prolong, suspend
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
 
@@ -44,6 +48,12 @@ TELL_SECONDS_MAX = 0.002
 BUGS_IN_A_ROW = 5
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
+#: Seconds that readers are given to hear that the cache is suspended: BELIEVED_SECONDS and a little more.
+HEARD_SECONDS = 1.1
+#: How often that is tried for one batch.
+SUSPENSIONS_MAX = 3
+#: How often a suspension is prolonged while no transaction of this process does it, in seconds.
+PROLONG_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
 
@@ -54,6 +64,10 @@ log = structlog.get_logger(__name__)
 class _Group:
     asked: Sequence[Asked]
     done: asyncio.Future[list[Outcome]]
+
+
+class _ReadersNotTold(Exception):
+    """Readers may believe what is cached of orders that are about to change; nothing was stored."""
 
 
 class Committer:
@@ -71,6 +85,9 @@ class Committer:
         self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
+        self._suspension = Background("the suspended cache", self._keep_suspended)
+        #: When the suspension may end that the batch under way relies on; None: it relies on none.
+        self._suspended_until: float | None = None
         #: What is committed, and not told yet to those who asked for it.
         self._committed: list[tuple[list[_Group], list[Outcome]]] = []
         #: Requests in a row that met a bug.
@@ -94,6 +111,7 @@ class Committer:
         self.background.stop_soon()
         self._wake.set()
         await self.background.stop()
+        await self._suspension.stop(grace_seconds=0)
 
     async def submit(self, request: Request) -> Outcome:
         """Carry out one request; see `submit_all`."""
@@ -152,7 +170,7 @@ class Committer:
     async def _commit(self, groups: list[_Group]) -> None:
         asked = [request for group in groups for request in group.asked]
         try:
-            outcomes = await self._database.write(partial(self._apply, asked), begun=self._tell)
+            outcomes = await self._write(asked)
         except CommitUncertain as error:
             self._cache.forget_commit(final=False)
             await self._settle(groups, error)
@@ -177,11 +195,16 @@ class Committer:
         self._bugs = 0
         self.commits += 1
         self.requests += len(outcomes)
-        try:
-            await self._publish(outcomes)
-        except Exception:
-            # It is stored all the same: whoever asked hears so, and the others of the batch, too.
-            log.exception("a commit could not be told to everybody in this process")
+        told = await self._publish(outcomes)
+        until, self._suspended_until = self._suspended_until, None
+        if not (told if until is None else time.monotonic() <= until):
+            try:
+                await self._suspend_cache()
+            except ExpediterError as error:
+                self._tell()
+                self.failing = str(error)
+                _fail(groups, CommitUncertain(f"It is stored, but readers may not be shown it yet: {error}"))
+                return
         self._committed.append((groups, outcomes))
         if not self._queue:
             self._tell()
@@ -208,10 +231,51 @@ class Committer:
             self._committed.clear()
             reach("told")
 
+    async def _write(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Carry out a batch; where readers cannot be told of it, only once none of them believes the cache."""
+        for _ in range(SUSPENSIONS_MAX):
+            try:
+                return await self._database.write(partial(self._apply, asked), begun=self._tell)
+            except _ReadersNotTold:
+                self._cache.forget_commit(final=True)
+                await self._suspend_cache()
+        raise DatabaseUnavailable(
+            "The cache cannot be reached, and the database is too slow to tell its readers so"
+        )
+
+    async def _suspend_cache(self) -> None:
+        """Return when no process believes the cache any more. Raises Unavailable."""
+        log.warning("readers cannot be told of changes; the cache is suspended", cache=self._cache.name)
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
+        while True:
+            try:
+                await self._database.write(suspend)
+                break
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(SETTLE_AGAIN_SECONDS)
+        await asyncio.sleep(HEARD_SECONDS)
+        self._suspension.start()
+
+    async def _keep_suspended(self) -> None:
+        """Spare the next change the wait, as long as this process cannot reach the cache."""
+        while self._cache.cut_off and not self._suspension.stopping:
+            with suppress(ExpediterError):
+                if not await self._database.write(prolong):
+                    return
+            await self._suspension.rest(PROLONG_SECONDS)
+
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
+        self._suspended_until = None
+        began = time.monotonic()
+
         async def announce(batch: Batch) -> None:
             self._in_doubt = batch
-            await self._cache.expect_changes(batch.changed)
+            if not await self._cache.expect_changes(batch.changed):
+                if not await prolong(connection):
+                    raise _ReadersNotTold
+                self._suspended_until = began + SPARE_SECONDS
 
         after = await apply(connection, asked, slot=self._slot, announce=announce)
         batch = self._in_doubt
@@ -291,7 +355,7 @@ class Committer:
             after = await self._database.write(partial(emptying.remove_answers, after=after))
         finish = partial(emptying.finish, before=before, removed=removed, key=key, word=word)
         faster = await self._database.write(finish)
-        await self._cache.reset()
+        await self._reset_cache()
         return faster or removed
 
     async def begin_anew(self, moved: Callable[[int], Awaitable[None]] | None) -> None:
@@ -304,7 +368,13 @@ class Committer:
     async def retire_caches(self) -> None:
         """Make every process on this database drop what it has cached."""
         await self._database.write(retire_caches)
-        await self._cache.reset()
+        await self._reset_cache()
+
+    async def _reset_cache(self) -> None:
+        try:
+            await self._cache.reset()
+        except Unavailable:
+            await self._suspend_cache()
 
     async def _divide(self, groups: list[_Group], error: Exception) -> None:
         """Find the request that cannot be carried out, and spare the others."""
@@ -342,16 +412,23 @@ class Committer:
         if not group.done.done():
             group.done.set_result(outcomes)
 
-    async def _publish(self, outcomes: Sequence[Outcome]) -> None:
+    async def _publish(self, outcomes: Sequence[Outcome]) -> bool:
+        """Tell everybody of a commit; return whether no reader can be shown what was before it."""
         changes = [outcome for outcome in outcomes if isinstance(outcome, Applied)]
         for outcome in outcomes:
             if isinstance(outcome, Claims):
                 changes += [Applied(order) for order in outcome.changed]
         if not changes:
-            return
-        await self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
-        for listener in self._listeners:
-            listener(changes)
+            return True
+        told = False
+        try:
+            told = await self._cache.retire([(change.order.order_id, change.order.version) for change in changes])
+            for listener in self._listeners:
+                listener(changes)
+        except Exception:
+            # It is stored all the same: whoever asked hears so, and the others of the batch, too.
+            log.exception("a commit could not be told to everybody in this process")
+        return told
 
 
 def _fail(groups: list[_Group], error: Exception) -> None:

@@ -102,6 +102,16 @@ feed = Table(
     **_MYSQL,
 )
 
+#: One row: whether what readers have cached in Redis may be believed (store/standing.py).
+cache_standing = Table(
+    "cache_standing",
+    metadata,
+    Column("standing_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("suspended_until", BigInteger, nullable=False),
+    **_MYSQL,
+)
+
 #: One row: rises when what was accepted before must not come back (store/incarnation.py).
 incarnation = Table(
     "incarnation",

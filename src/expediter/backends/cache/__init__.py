@@ -19,6 +19,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     pending_changes: int = 0
 
 
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """Whether what is cached may be believed: nothing while `suspended`, and nothing of an older `number` ever."""
+
+    number: int
+    suspended: bool
+
+
+#: Asks the database for the standing of the shared cache. Raises Unavailable.
+ReadStanding = Callable[[], Awaitable[Standing]]
 #: Reads an order from the store; None: there is no such order.
 LoadOrder = Callable[[], Awaitable[Entry | None]]
 #: Reads a page from the store, and says whether it may be kept.
@@ -38,12 +47,18 @@ class Cache(Protocol):
     def failing(self) -> str | None:
         """Why it cannot be used now, and what that means for readers; None while it works."""
 
-    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> None:
+    @property
+    def cut_off(self) -> bool:
+        """Whether this process cannot tell readers of its changes now."""
+        return False
+
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> bool:
         """Say that a commit of this process is about to give these orders these versions.
 
-        On SQLite it is awaited in the writer's thread.
+        False: readers could not be told, and it must not commit while any of them believes the cache. On SQLite it
+        is awaited in the writer's thread.
         """
-        return None
+        return True
 
     def expect_commit(self, before: int, after: int) -> None:
         """Say that this commit is about to move the newest event from `before` to `after`."""
@@ -53,9 +68,12 @@ class Cache(Protocol):
         """Say that the expected commit failed, or that nobody knows; not `final`: it is being looked up."""
         return None
 
-    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
-        """Say that these orders now have these versions: older entries and all lists are out of date."""
-        return None
+    async def retire(self, orders: Sequence[tuple[str, int]]) -> bool:
+        """Say that these orders now have these versions: older entries and all lists are out of date.
+
+        False: readers could not be told.
+        """
+        return True
 
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """Return the entry of an order, from `load` if need be."""
@@ -103,17 +121,23 @@ class NoCache(Cache):
 
 
 async def open_cache(
-    *, url: str, disabled: bool, ttl_seconds: float, position_now: Callable[[], int] | None
+    *,
+    url: str,
+    disabled: bool,
+    ttl_seconds: float,
+    position_now: Callable[[], int] | None,
+    standing: ReadStanding,
 ) -> Cache:
     """Return the cache that the settings ask for: Redis at `url`, reachable or not, or in memory.
 
-    In memory only where it can tell that others have written. Raises ConfigurationError for a wrong `url`.
+    In memory only where it can tell that others have written; the one in Redis asks the database for its
+    `standing`. Raises ConfigurationError for a wrong `url`.
     """
     if url:
         from expediter.backends.cache.redis import RedisCache
 
         # Also while it is disabled here: other processes must hear of what this one changes.
-        shared = RedisCache(url, ttl_seconds=ttl_seconds, reading=not disabled)
+        shared = RedisCache(url, ttl_seconds=ttl_seconds, standing=standing, reading=not disabled)
         await shared.start()
         return shared
     if disabled or position_now is None:

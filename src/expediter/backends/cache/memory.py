@@ -53,7 +53,7 @@ class MemoryCache(Cache):
         self._position = 0
         self._trusted = False
 
-    async def retire(self, orders: Sequence[tuple[str, int]]) -> None:
+    async def retire(self, orders: Sequence[tuple[str, int]]) -> bool:
         """See Cache."""
         self._retire_lists()
         for order_id, version in orders:
@@ -62,6 +62,7 @@ class MemoryCache(Cache):
                 self._store(order_id, Entry(version, None))
             else:
                 self._drop(order_id)
+        return True
 
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """See Cache."""
