@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from expediter.backends.databases import open_database
-from expediter.orders.laws import Verified
-from expediter.upkeep.verify import verify
-from serving import PATIENCE_SECONDS, Program
+from serving import PATIENCE_SECONDS, Program, attending
+from verifying import assert_verified
 
 
 def gateway_with_ledger(folder: Path) -> str:
@@ -54,12 +50,13 @@ def held(folder: Path) -> int:
 @contextmanager
 def working(folder: Path, **settings: str) -> Iterator[Program]:
     """Run a process that works off the orders of `folder`; it is killed at the end, unless it has ended before."""
-    program = Program(folder, "work", **settings)
-    try:
-        program.wait_for("works off")
-        yield program
-    finally:
-        program.kill()
+    with attending(folder, settings):
+        program = Program(folder, "work", **settings)
+        try:
+            program.wait_for("works off")
+            yield program
+        finally:
+            program.kill()
 
 
 def wait_until(fact: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
@@ -68,26 +65,6 @@ def wait_until(fact: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> N
     while not fact():
         assert time.monotonic() < deadline, f"it did not come about within {seconds:g} s"
         time.sleep(0.02)
-
-
-def verified(address: str, ledger: Path | None = None) -> Verified:
-    """Hold a database against the conservation laws, and against the gateway's ledger if there is one."""
-
-    async def look() -> Verified:
-        database = open_database(address)
-        try:
-            return await verify(database, ledger=ledger, advance=lambda count: None)
-        finally:
-            await database.close()
-
-    with ThreadPoolExecutor(1) as other:  # a loop may be running here
-        return other.submit(asyncio.run, look()).result()
-
-
-def assert_verified(address: str, ledger: Path | None = None) -> None:
-    """Assert that no law is broken."""
-    found = verified(address, ledger)
-    assert found.breaches == [], [f"{breach.order_id}: {breach.law}" for breach in found.breaches[:20]]
 
 
 def assert_sound(folder: Path) -> None:

@@ -10,10 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 import httpx2
+
+from expediter.errors import DatabaseUnavailable
+from verifying import assert_verified
 
 #: Seconds that a start, a stop or a wanted state may take before the test fails.
 PATIENCE_SECONDS = 120.0
@@ -33,6 +39,31 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     defaults = {"DATABASE_URL": f"sqlite:///{folder}/orders.db", "PORT": "0", **FAST}
     return {**kept, **defaults, **settings}
+
+
+#: How many programs run on a database now, by its address.
+_running: Counter[str] = Counter()
+
+
+@contextmanager
+def attending(folder: Path, settings: dict[str, str]) -> Iterator[None]:
+    """Where the last program on a database leaves it, the conservation laws must hold.
+
+    Not after an error, and not where the database is away then.
+    """
+    used = environment(folder, **settings)
+    address, gateway = used["DATABASE_URL"], used.get("PAYMENT_GATEWAY", "")
+    ledger = Path(gateway.removeprefix("simulated://").partition("?")[0])
+    _running[address] += 1
+    try:
+        yield
+    except BaseException:
+        _running[address] -= 1
+        raise
+    _running[address] -= 1
+    if not _running[address]:
+        with suppress(DatabaseUnavailable):
+            assert_verified(address, ledger if ledger.is_file() else None)
 
 
 class Program:
@@ -92,6 +123,7 @@ class Serving(Program):
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         super().__init__(folder, "serve", *arguments, **settings)
+        self._attending = attending(folder, settings)
         try:
             self.url = self.wait_for(r"listens on (http://\S+)")[1]
             self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
@@ -118,12 +150,14 @@ class Serving(Program):
         return super()._end()
 
     def __enter__(self) -> Serving:
+        self._attending.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+        self._attending.__exit__(kind, error, trace)
 
     def until_rest(self, order_id: str) -> dict[str, object]:
         """Return the order once nothing more happens to it unasked."""

@@ -227,9 +227,11 @@ def test_verify_says_that_every_law_holds_and_names_what_breaks_one(folder: Path
         whole = service.client.post("/admin/verify", headers=WAYS["header"][0])
         assert (whole.status_code, whole.json()["status"]) == (200, "done")
         assert (whole.json()["orders"], whole.json()["found"]) == (1, 0)
-        with closing(sqlite3.connect(folder / "orders.db")) as raw, raw:
+        with closing(sqlite3.connect(folder / "orders.db", isolation_level=None)) as raw:
+            raw.execute("CREATE TABLE taken AS SELECT * FROM jobs")
             raw.execute("DELETE FROM jobs")
-        broken = service.client.post("/admin/verify", headers=WAYS["header"][0]).json()
+            broken = service.client.post("/admin/verify", headers=WAYS["header"][0]).json()
+            raw.execute("INSERT INTO jobs SELECT * FROM taken")
         assert broken["found"] == 2
         assert "A1" in {breach["order_id"] for breach in broken["breaches"]}
 
@@ -240,8 +242,9 @@ def test_verify_on_the_command_line(folder: Path) -> None:
         order = {"order_id": "A1", "customer_id": "c", "items": [{"item_id": "i", "quantity": 1, "price": 1}]}
         service.client.post("/orders", json=order)
         for statement, status, said in (
-            ("SELECT 1", 0, "1 orders, 0 breaches of the laws"),
+            ("CREATE TABLE taken AS SELECT * FROM jobs", 0, "1 orders, 0 breaches of the laws"),
             ("DELETE FROM jobs", 1, "A1: it is pending and pending, not at rest, and has no job"),
+            ("INSERT INTO jobs SELECT * FROM taken", 0, "1 orders, 0 breaches of the laws"),
         ):
             with closing(sqlite3.connect(folder / "orders.db")) as raw, raw:
                 raw.execute(statement)
