@@ -48,6 +48,10 @@ test: $(DEV_LOCK) $(PROJECT) ## Run the tests
 walk: $(DEV_LOCK) $(PROJECT) ## Let many processes and clients meet until a law breaks (ARGS="--on postgresql --minutes 30")
 	@$(BIN)/python tests/walk/endless.py $(ARGS)
 
+.PHONY: race
+race: $(DEV_LOCK) $(PROJECT) ## Cancel orders while several processes charge them (ARGS="--on postgresql --processes 4 --kills")
+	@$(BIN)/python tests/walk/race.py $(ARGS)
+
 .PHONY: lint
 lint: $(DEV_LOCK) $(PROJECT) ## Check style, format and types
 	$(BIN)/ruff check

@@ -37,6 +37,13 @@ DOOR_DEATHS = "announced:kill:0.0005 committed:kill:0.0005 told:kill:0.0005 kept
 #: Now and then a process stands still past its leases.
 PAUSES = "claimed:pause:0.004:2500"
 LEASE_SECONDS = "2"
+#: What happens to the shared cache now and then, and what undoes it after a moment.
+UPSETS = (
+    ("FLUSHDB", ""),
+    ("CLIENT PAUSE 400 WRITE", ""),
+    ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+)
+UPSET_SECONDS = (0.2, 1.5)
 MOVES = ("confirmed", "processing", "completed", "cancelled", "failed")
 TOKENS = (None, None, None, "tok_declined", "tok_unknown")
 
@@ -71,11 +78,16 @@ class Walk:
         *,
         stages: str = "payment,fulfilment",
         queued: dict[str, str] | None = None,
+        cache: str = "",
         clears: bool = False,
     ) -> None:
-        """`queued` has the settings of queued intake; with `clears` everything is removed once on the way."""
+        """`queued` has the settings of queued intake; with `clears` everything is removed once on the way.
+
+        At `cache` is a Redis for the cache alone, which is flushed, slow or full now and then.
+        """
         self.folder, self.at, self.seed = folder, at, seed
         self.queued = queued
+        self.cache = cache
         self.clearing = Clearing() if clears else None
         self.wrong: list[str] = []
         self.answers: Counter[int] = Counter()
@@ -99,6 +111,7 @@ class Walk:
             "WORKER_COUNT": "2",
             "STAGES": stages,
             "CIRCUIT_BREAKER_RECOVERY_SECONDS": "1",
+            **({"REDIS_URL": cache} if cache else {}),
             **({"INTAKE": "queued"} if queued else {}),
             **(queued or {}),
         }
@@ -120,15 +133,18 @@ class Walk:
             self._doors += [self._open_door(), self._open_door()]
             self._workers += [self._hire(), self._hire()]
             until = time.monotonic() + seconds
-            with ThreadPoolExecutor(clients + 2) as pool:
+            with ThreadPoolExecutor(clients + 3) as pool:
                 walking = [pool.submit(self._client, number, until) for number in range(clients)]
-                watching = pool.submit(self._watch)
+                watching = [pool.submit(self._watch)]
+                if self.cache:
+                    watching.append(pool.submit(self._upset_the_cache))
                 if self.clearing is not None:
                     walking.append(pool.submit(self._clear, self.clearing, seconds / 2))
                 for walked in walking:
                     walked.result()
                 self._stop.set()
-                watching.result()
+                for watched in watching:
+                    watched.result()
             self._come_to_rest()
         finally:
             self._stop.set()
@@ -149,6 +165,16 @@ class Walk:
                     door.kill()
                     self.deaths += 1
                     self._doors[index] = self._open_door(port=door.url.rpartition(":")[2])
+
+    def _upset_the_cache(self) -> None:
+        random = Random(f"{self.seed} cache")
+        with closing(Redis.from_url(self.cache)) as client:
+            while not self._stop.wait(random.uniform(*UPSET_SECONDS)):
+                upset, undone = random.choice(UPSETS)
+                client.execute_command(*upset.split())
+                if undone:
+                    self._stop.wait(random.uniform(*UPSET_SECONDS) / 2)
+                    client.execute_command(*undone.split())
 
     def _clear(self, clearing: Clearing, after: float) -> None:
         """Remove everything, from a process of its own."""

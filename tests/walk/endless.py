@@ -48,8 +48,9 @@ def main() -> None:
                             if time.monotonic() > ends:
                                 return
                             queued = queues.settings(seed) if intake == "queued" else None
+                            cache = "" if queued or seed % 2 else queues.redis().new_database()
                             folder = Path(name) / f"{kind}-{intake}-{seed}-{stages}"
-                            step(folder, servers.get(kind), seed, stages, queued, given)
+                            step(folder, servers.get(kind), seed, stages, queued, cache, given)
         finally:
             queues.stop()
             for server in servers.values():
@@ -64,11 +65,15 @@ class Queues:
         self._redis: RedisServer | None = None
         self._rabbit: RabbitServer | None = None
 
-    def settings(self, seed: int) -> dict[str, str]:
+    def redis(self) -> RedisServer:
         if self._redis is None:
             (self._folder / "redis").mkdir()
             self._redis = RedisServer(self._folder / "redis")
-        url = self._redis.new_database()
+        return self._redis
+
+    def settings(self, seed: int) -> dict[str, str]:
+        """Return the settings of queued intake."""
+        url = self.redis().new_database()
         if seed % 2:
             return {"REDIS_URL": url, "BROKER_URL": url}
         if self._rabbit is None:
@@ -90,12 +95,13 @@ def step(
     seed: int,
     stages: str,
     queued: dict[str, str] | None,
+    cache: str,
     given: argparse.Namespace,
 ) -> None:
-    """Walk once; every third seed removes everything on the way."""
+    """Walk once; every third seed removes everything on the way, every second one has a cache that fails."""
     folder.mkdir()
     at = Place(f"sqlite:///{folder}/orders.db") if server is None else Place(server.new_database(), server)
-    walk = Walk(folder, at, seed, stages=stages, queued=queued, clears=seed % 3 == 0)
+    walk = Walk(folder, at, seed, stages=stages, queued=queued, cache=cache, clears=seed % 3 == 0)
     print(f"{folder.name}: ", end="", flush=True)
     walk.run(seconds=given.seconds, clients=given.clients)
     orders = at.rows("SELECT count(*) FROM orders")[0][0]
