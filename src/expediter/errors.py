@@ -118,7 +118,13 @@ class PreconditionFailed(ExpediterError):
 
 
 class IdempotencyMismatch(ExpediterError):
-    """The idempotency key was used before with another request."""
+    """The idempotency key was used before with another request, about `order_id` if that is known."""
+
+    def __init__(self, order_id: str | None = None) -> None:
+        """Remember the order."""
+        self.order_id = order_id
+        about = f", about order {order_id}" if order_id else ""
+        super().__init__(f"This Idempotency-Key was used before with another request{about}")
 
 
 class StaleLease(ExpediterError):

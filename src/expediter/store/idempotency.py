@@ -23,6 +23,11 @@ _LOAD_KEYS = select(schema.idempotency_keys).where(
 REMOVE_KEYS = delete(schema.idempotency_keys).where(among(schema.idempotency_keys.c.idempotency_key))
 _REMOVE_EXPIRED = REMOVE_KEYS.where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
 
+
+class _About(msgspec.Struct):
+    order_id: str | None = None
+
+
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -36,8 +41,18 @@ def replay_answer(key: IdempotencyKey, kept: Kept) -> Replayed:
     """Return the kept answer. Raises IdempotencyMismatch if it was given to another request."""
     fingerprint, answer = kept
     if fingerprint != key.fingerprint:
-        raise IdempotencyMismatch("This Idempotency-Key was used before with another request")
+        raise IdempotencyMismatch(_order_of(answer))
     return Replayed(answer)
+
+
+def _order_of(answer: Answer) -> str | None:
+    """Return the order that an answer is about, as far as it says so."""
+    if location := answer.headers.get("location"):
+        return location.rpartition("/")[2]
+    try:
+        return msgspec.json.decode(answer.body, type=_About).order_id
+    except msgspec.MsgspecError:
+        return None
 
 
 async def keep_answers(connection: Connection, answers: Sequence[tuple[IdempotencyKey, Answer]], now: int) -> None:

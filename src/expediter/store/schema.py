@@ -21,7 +21,7 @@ from sqlalchemy.dialects import mysql
 
 metadata = MetaData()
 
-#: Ids differ by case, and sort by their bytes, also on MariaDB and MySQL.
+#: Ids differ by case, and sort by their bytes, also on MariaDB and MySQL (where step 0005 lets blanks count).
 _MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 #: JSON documents: an order of 2,000 lines is longer than MySQL's TEXT.
 _Document = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")

@@ -13,6 +13,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from expediter.errors import BadRequest, Fault, InvalidInput
+from expediter.orders.commands import PlaceOrder
 from expediter.store.submissions import Answer, IdempotencyKey
 
 Header = tuple[bytes, bytes]
@@ -29,6 +30,7 @@ JSON: Header = (b"content-type", b"application/json")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
 
+_sorted_json = msgspec.json.Encoder(order="sorted").encode
 to_json = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -149,19 +151,26 @@ class Call:
                 return
 
     def has_media_type(self, *media_types: str) -> bool:
-        """Return whether the body is said to be of one of these types."""
+        """Return whether the body is said to be of one of these types, as it is."""
+        if (self.header(b"content-encoding") or "identity").strip().lower() != "identity":
+            return False
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
         return given in media_types
 
-    def idempotency_key(self, body: bytes, keep: int) -> IdempotencyKey | None:
-        """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest."""
+    def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
+        """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.
+
+        `asked` is what the body means, decoded: how it was written does not count.
+        """
         given = self.header(b"idempotency-key")
         if given is None:
             return None
+        if [name for name, _ in self.scope["headers"]].count(b"idempotency-key") > 1:
+            raise BadRequest("Idempotency-Key is given twice; a request has one")
         key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
         if not _KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
-        seen = hashlib.sha256(f"{self.scope['method']} {self.path}\n".encode() + body)
+        seen = hashlib.sha256(f"{self.scope['method']} {self.path}\n".encode() + fingerprinted(asked))
         return IdempotencyKey(key, seen.hexdigest(), keep)
 
     def if_version(self) -> int | None:
@@ -180,6 +189,24 @@ class Call:
         if given is None:
             return False
         return given.strip() == "*" or str(version) in _TAG.findall(given)
+
+
+def fingerprinted(asked: Any) -> bytes:
+    """Return what identifies a request: the same for all that ask for the same."""
+    if isinstance(asked, PlaceOrder):
+        # Its id if the client has chosen it; and neither the time nor what the settings add.
+        changes: dict[str, Any] = {"order_id": ""} if asked.fresh else {}
+        metadata = _plain_numbers(msgspec.json.decode(asked.metadata))
+        return _sorted_json((msgspec.structs.replace(asked, placed_at=None, metadata="", **changes), metadata))
+    return _sorted_json(asked)
+
+
+def _plain_numbers(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Write 1.0 as 1: in JSON they are the same number."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in metadata.items()
+    }
 
 
 class BodyTooLarge(Exception):

@@ -224,6 +224,8 @@ def _diagnose(body: bytes, kind: type[Any], first: Exception) -> BadRequest | In
 
 def _plain(body: bytes) -> Any:
     """Return the body as plain Python objects. Raises BadRequest for what is not JSON or too deep."""
+    if body.startswith(_BYTE_ORDER_MARKS):
+        raise BadRequest("The body begins with a byte order mark: send JSON as UTF-8 without one")
     try:
         text = body.decode()
         # Numbers are judged by the typed decoder; here they would only cost time, or be too large to write out.
@@ -235,6 +237,9 @@ def _plain(body: bytes) -> Any:
     if _depth(plain, 0) > DEPTH_MAX:
         raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep")
     return plain
+
+
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def _passed_over(number: str) -> None:

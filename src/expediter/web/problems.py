@@ -95,7 +95,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         error=str(error),
         request_id=request_id,
         errors=_field_errors(error.faults) if isinstance(error, InvalidInput) else None,
-        order_id=error.order_id if isinstance(error, DuplicateOrder) else None,
+        order_id=error.order_id if isinstance(error, (DuplicateOrder, IdempotencyMismatch)) else None,
         legal=list(error.legal) if isinstance(error, IllegalTransition) else None,
     )
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:

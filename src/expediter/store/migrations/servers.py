@@ -18,12 +18,21 @@ from expediter.store.migrations import HEAD, run_steps
 
 #: Seconds that connecting to a database server may take.
 CONNECT_SECONDS_MAX = 5.0
+#: Seconds that a start waits for another process's upgrade.
+LOCK_SECONDS_MAX = 600
+#: How servers say that a role may not do something, and what an administrator gives it.
+_MAY_NOT = ("permission denied", "must be owner", "command denied", "access denied")
+_GRANTS = {
+    "postgresql": "As an administrator: GRANT CREATE ON SCHEMA public TO the role (from PostgreSQL 15 on only the "
+    "owner of the database has it), or ALTER DATABASE ... OWNER TO the role",
+    "mysql": "As an administrator: GRANT ALL ON the database's name.* TO the user",
+}
 #: The name of the lock that one upgrade at a time holds on a database server.
 _LOCK_NAME = "expediter-upgrade"
 _LOCK_NUMBER = 6_720_412
 
 
-async def upgrade_server(kind: str, url: URL) -> bool:
+async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECONDS_MAX) -> bool:
     """Take the database at `url` to the newest step; see `upgrade`. `kind`: postgresql or mysql."""
     url = url.set(drivername=f"{kind}+asyncpg" if kind == "postgresql" else f"{kind}+asyncmy")
     engine = _engine(url)
@@ -43,9 +52,11 @@ async def upgrade_server(kind: str, url: URL) -> bool:
         where = f"{url.host}:{url.port}" if url.port else url.host
         raise DatabaseUnavailable(f"The database at {where} cannot be reached: {cause}") from error
     try:
+        if url.get_backend_name() == "postgresql":
+            await _check_encoding(connection)
         if await connection.run_sync(_step_of_server) == HEAD:
             return False
-        await _lock_server(connection, url.get_backend_name())
+        await _lock_server(connection, url.get_backend_name(), lock_seconds)
         if await connection.run_sync(_step_of_server) == HEAD:
             return False
         if url.get_backend_name() != "postgresql":
@@ -53,6 +64,14 @@ async def upgrade_server(kind: str, url: URL) -> bool:
         await connection.run_sync(run_steps)
         await connection.commit()
         return True
+    except DBAPIError as error:
+        cause = error.orig or error
+        if any(words in str(cause).lower() for words in _MAY_NOT):
+            advice = _GRANTS[url.get_backend_name()]
+            raise ConfigurationError(
+                f"The database does not let {url.username} make the tables: {cause}. {advice}"
+            ) from error
+        raise DatabaseUnavailable(f"The tables cannot be made or changed now: {cause}") from error
     finally:
         await connection.close()
         await engine.dispose()
@@ -67,6 +86,17 @@ def _engine(url: URL) -> AsyncEngine:
     context = tls_of(url)
     arguments = {} if context is None else {"ssl": context}
     return create_async_engine(url.set(query={}), poolclass=NullPool, connect_args=arguments)
+
+
+async def _check_encoding(connection: AsyncConnection) -> None:
+    """Raise ConfigurationError for a database that cannot hold every text."""
+    encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
+    await connection.rollback()
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"The database is encoded in {encoding}, which cannot hold every text: make one with "
+            "CREATE DATABASE orders ENCODING 'UTF8' TEMPLATE template0, and name that in DATABASE_URL"
+        )
 
 
 async def _check_triggers(connection: AsyncConnection) -> None:
@@ -84,12 +114,17 @@ async def _check_triggers(connection: AsyncConnection) -> None:
         )
 
 
-async def _lock_server(connection: AsyncConnection, kind: str) -> None:
-    """Take the upgrade's lock; it goes with the connection."""
+async def _lock_server(connection: AsyncConnection, kind: str, seconds: int) -> None:
+    """Take the upgrade's lock; it goes with the connection. Raises DatabaseUnavailable, or the driver's error."""
     if kind == "postgresql":
+        await connection.execute(text(f"SET LOCAL lock_timeout = '{seconds}s'"))
         await connection.execute(text(f"SELECT pg_advisory_lock({_LOCK_NUMBER})"))
     else:
-        await connection.execute(text(f"SELECT GET_LOCK('{_LOCK_NAME}', 600)"))
+        answer = await connection.execute(text(f"SELECT GET_LOCK('{_LOCK_NAME}', {seconds})"))
+        if answer.scalar_one() != 1:
+            raise DatabaseUnavailable(
+                f"Another process upgrades the database, and was not done after {seconds} s; start again later"
+            )
     await connection.commit()
 
 

@@ -72,9 +72,8 @@ async def populate(call: Call, context: Context) -> Reply:
     """Make up orders and store them; they are worked off like any others."""
     call.query()
     require_json(call)
-    body = await call.body()
-    wanted = decode(body, PopulateBody)
-    key = call.idempotency_key(body, context.keep)
+    wanted = decode(await call.body(), PopulateBody)
+    key = call.idempotency_key(wanted, context.keep)
     # With a key the made-up name is made from the key: the repeated answer must be the same.
     made_up = uuid.uuid5(uuid.NAMESPACE_OID, key.key) if key else uuid.uuid4()
     batch_id = wanted.batch_id or str(made_up)
@@ -186,7 +185,7 @@ async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, Idempote
             "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
             {"WWW-Authenticate": 'Basic realm="expediter admin"'},
         )
-    return body, call.idempotency_key(text, context.keep)
+    return body, call.idempotency_key({"count": body.count}, context.keep)
 
 
 def _basic_password(call: Call) -> str | None:

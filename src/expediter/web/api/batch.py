@@ -17,7 +17,16 @@ from expediter.orders.order import Line, Order
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.orders import new_order_id
 from expediter.web.context import Context
-from expediter.web.http import BODY_BYTES_MAX, BODY_SECONDS_MAX, BodyTooSlow, Call, Reply, json_reply, to_json
+from expediter.web.http import (
+    BODY_BYTES_MAX,
+    BODY_SECONDS_MAX,
+    BodyTooSlow,
+    Call,
+    Reply,
+    fingerprinted,
+    json_reply,
+    to_json,
+)
 from expediter.web.operations import IDEMPOTENCY_KEY, Operation, both
 from expediter.web.payloads import OrderBody, decode, place_order
 from expediter.web.problems import FieldError, RequestRefused, status_of
@@ -33,6 +42,7 @@ ROWS_PER_TURN = 50
 GROUPS_UNDER_WAY_MAX = 2
 
 Count = Annotated[int, Meta(ge=0)]
+_HOW = "Send application/json or application/x-ndjson, without a Content-Encoding"
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
@@ -65,7 +75,7 @@ async def create_batch(call: Call, context: Context) -> Reply:
     call.query()
     streamed = call.has_media_type(*_NDJSON)
     if not streamed and not call.has_media_type("application/json"):
-        raise RequestRefused(415, "Unsupported media type", "Send application/json or application/x-ndjson")
+        raise RequestRefused(415, "Unsupported media type", _HOW)
     intake = _Intake(call, context)
     try:
         async for row in _lines_of(call) if streamed else _elements_of(await call.body()):
@@ -104,7 +114,7 @@ class _Intake:
 
     def __init__(self, call: Call, context: Context) -> None:
         self._context = context
-        self._key = call.idempotency_key(b"", context.keep)
+        self._key = call.idempotency_key(None, context.keep)
         self._verdicts: list[Verdict] = []
         self._rows: list[int] = []
         self._requests: list[Request] = []
@@ -145,7 +155,7 @@ class _Intake:
         )
         if self._key is None:
             return Request(command)
-        return Request(command, row_key(self._key, number, row), _word)
+        return Request(command, row_key(self._key, number, fingerprinted(command)), _word)
 
     async def _send(self) -> None:
         stored = asyncio.create_task(self._store(self._requests))
@@ -187,7 +197,7 @@ class _Intake:
 
 
 def row_key(key: IdempotencyKey, number: int, row: bytes) -> IdempotencyKey:
-    """Return the key of one row of a request with a key."""
+    """Return the key of one row of a request with a key; `row` identifies what it asks for."""
     name = hashlib.sha256(key.key.encode()).hexdigest()
     return IdempotencyKey(f"{name}/{number}", hashlib.sha256(row).hexdigest(), key.keep)
 

@@ -62,7 +62,8 @@ def path_order_id(call: Call) -> str:
 def require_json(call: Call) -> None:
     """Raise a 415 unless the body is said to be JSON."""
     if not call.has_media_type("application/json"):
-        raise RequestRefused(415, "Unsupported media type", "Send the body as Content-Type: application/json")
+        how = "Send the body as Content-Type: application/json, without a Content-Encoding"
+        raise RequestRefused(415, "Unsupported media type", how)
 
 
 class ShownOrder(OrderDocument, frozen=True, kw_only=True):
@@ -97,15 +98,14 @@ async def create_order(call: Call, context: Context) -> Reply:
     """
     call.query()
     require_json(call)
-    body = await call.body()
     command = place_order(
-        decode(body, OrderBody),
+        decode(await call.body(), OrderBody),
         fresh_id=new_order_id(),
         currency=context.settings.default_currency,
         stages=context.settings.stages,
     )
     short = call.short
-    key = call.idempotency_key(body, context.keep)
+    key = call.idempotency_key(command, context.keep)
     word = partial(_answer, _placed_reply, short) if key else None
     queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=True)
     applied, reply = await carry_out(context, Request(command, key, word), queued)
@@ -183,40 +183,40 @@ async def change_status(call: Call, context: Context) -> Reply:
     order_id = path_order_id(call)
     call.query()
     require_json(call)
-    body = await call.body()
-    status = decode(body, StatusBody).status
+    status = decode(await call.body(), StatusBody).status
     command = ChangeStatus(order_id=order_id, status=status, if_version=call.if_version())
-    return await _change(call, context, command, body, 200)
+    return await _change(call, context, command, 200)
 
 
 async def cancel_order(call: Call, context: Context) -> Reply:
     """Cancel an order; what was charged is refunded. 409 while the outcome of a charge is open."""
     command = CancelOrder(order_id=path_order_id(call), if_version=call.if_version())
-    return await _change(call, context, command, await _no_body(call), 202)
+    await _no_body(call)
+    return await _change(call, context, command, 202)
 
 
 async def retry_order(call: Call, context: Context) -> Reply:
     """Try again what failed, or take up a parked order."""
     command = RetryOrder(order_id=path_order_id(call), if_version=call.if_version())
-    return await _change(call, context, command, await _no_body(call), 202)
+    await _no_body(call)
+    return await _change(call, context, command, 202)
 
 
 async def delete_order(call: Call, context: Context) -> Reply:
     """Delete an order; its id is not used again. 409 while money is in flight."""
     command = DeleteOrder(order_id=path_order_id(call), if_version=call.if_version())
-    return await _change(call, context, command, await _no_body(call), 204)
+    await _no_body(call)
+    return await _change(call, context, command, 204)
 
 
-async def _no_body(call: Call) -> bytes:
+async def _no_body(call: Call) -> None:
     call.query()
-    body = await call.body()
-    if body.strip() not in (b"", b"{}"):
+    if (await call.body()).strip() not in (b"", b"{}"):
         raise InvalidInput([Fault("", "this call takes no body")])
-    return body
 
 
-async def _change(call: Call, context: Context, command: Command, body: bytes, status: int) -> Reply:
-    key = call.idempotency_key(body, context.keep)
+async def _change(call: Call, context: Context, command: Command, status: int) -> Reply:
+    key = call.idempotency_key(command, context.keep)
     word = partial(_answer, _changed_reply, status) if key else None
     request = Request(command, key, word, with_lines=status != 204)
     queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=False)

@@ -16,8 +16,9 @@ from uvicorn.server import ServerState
 
 from expediter.web.http import BODY_SECONDS_MAX, HEADER_BYTES_MAX
 
-#: Seconds that a connection may be open without a request.
-IDLE_SECONDS_MAX = 30
+#: Seconds that a connection may be open without a request: longer than load balancers keep theirs (60), so that
+#: none of them sends a request into a connection that is being closed here.
+IDLE_SECONDS_MAX = 75
 #: Seconds from the first byte of a request to the end of its headers.
 HEADER_SECONDS_MAX = 10.0
 #: Seconds of silence in a body: a moment longer, because whoever reads the body gives the better answer.
