@@ -44,6 +44,33 @@ def same(first: httpx2.Response, second: httpx2.Response) -> None:
         assert second.headers.get(name) == first.headers.get(name)
 
 
+#: The same order, written in other ways.
+OTHER_WAYS = (
+    '{"customer_id": "c", "items": [{"name": "Pen", "quantity": 1, "price": "1.20"}], '
+    '"metadata": {"a": 1, "b": 2}}',
+    '{"metadata":{"b":2,"a":1},"items":[{"price":1.2,"quantity":1,"name":"Pen"}],"customer_id":"c"}',
+    '{"user_id": "c", "items": [{"item_name": "Pen", "quantity": 1, "unit_price": "1.2"}],\n"metadata": '
+    '{"a": 1.0, "b": 2}, "total_amount": 1.2, "order_id": null}',
+)
+
+
+def test_the_same_request_in_other_words_is_the_same(idle_service: Serving) -> None:
+    """What counts is what a request asks for: not blanks, the order of fields, or how numbers are written."""
+    key = {"Idempotency-Key": fresh_key(), "Content-Type": "application/json"}
+    answers = [idle_service.client.post("/orders", content=body, headers=key) for body in OTHER_WAYS]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    assert len({answer.content for answer in answers}) == 1
+    other = idle_service.client.post("/orders", json=BODY | {"customer_id": "d"}, headers=key)
+    assert (other.status_code, other.json()["order_id"]) == (422, answers[0].json()["order_id"])
+    assert answers[0].json()["order_id"] in other.json()["error"]
+
+
+def test_two_keys_are_400(idle_service: Serving) -> None:
+    """A request has one Idempotency-Key."""
+    headers = [("Idempotency-Key", fresh_key()), ("Idempotency-Key", fresh_key())]
+    assert idle_service.client.post("/orders", json=BODY, headers=headers).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/orders", "/api/v1/orders"])
 def test_placing_again_replays(idle_service: Serving, path: str) -> None:
     """The same POST with the same key answers the same bytes, status, ETag and Location, and makes no order."""

@@ -30,7 +30,8 @@ HUNDRED_DAYS = 100 * 24 * 60 * 60 * MICROSECONDS
 async def make_orders(at: Place) -> None:
     """Make orders of which R1, R2 and the deleted D have been at rest for 100 days; N is at rest, W waits."""
     async with open_committer(at) as committer:
-        await ask(committer, *(place(order_id) for order_id in ("R1", "W", "R2", "D", "N")))
+        orders = ("R1", "W", "R2", "D", "N")
+        await ask(committer, *(place(order_id, payment_token="tok_of_a_card") for order_id in orders))
         await ask(committer, *(Request(CancelOrder(order_id=order_id)) for order_id in ("R1", "R2", "D", "N")))
         await applied(committer, Request(DeleteOrder(order_id="D")))
     at.change(f"UPDATE orders SET updated_at = updated_at - {HUNDRED_DAYS} WHERE order_id <> 'N'")
@@ -63,8 +64,10 @@ async def test_what_is_long_at_rest_is_moved_whole(at: Place, tmp_path: Path) ->
     """Whole histories go, as they were stored, and only of orders at rest or deleted for long enough."""
     await make_orders(at)
     stored = rows(at, "SELECT position, order_id, number, at, type, data FROM events ORDER BY position")
+    assert "tok_of_a_card" not in str(stored)
     moved = await move(at, tmp_path / "archive")
     assert (moved.orders, moved.events) == (3, 7)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "archive").iterdir()} == {"0o600"}
     assert kept(at) == [("N", 1), ("N", 2), ("W", 1)]
     fields = ("position", "order_id", "number", "at", "type", "data")
     told = [{**dict(zip(fields, row, strict=True)), "data": json.loads(row[5])} for row in stored]

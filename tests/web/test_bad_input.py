@@ -215,6 +215,75 @@ def test_headers_of_30_kibibytes_are_taken(idle_service: Serving) -> None:
     assert idle_service.client.get("/orders", headers={"X-Long": "a" * 30_000}).status_code == 200
 
 
+# 400: what is said twice, or not at all
+
+TWICE = {
+    "a field": '{"customer_id": "c", "customer_id": "d", "items": [{"name": "Pen", "quantity": 1}]}',
+    "the same value": '{"customer_id":"c","items":[{"name":"Pen","quantity":1}],"customer_id":"c"}',
+    "in a line": '{"customer_id":"c","items":[{"name":"Pen","quantity":1,"quantity":2}]}',
+    "in metadata": '{"customer_id":"c","metadata":{"a":1,"a":2},"items":[{"name":"Pen","quantity":1}]}',
+    "null first": '{"customer_id":null,"customer_id":"c","items":[{"name":"Pen","quantity":1}]}',
+    "escaped": '{"customer_id":"c","\\u0063ustomer_id":"d","items":[{"name":"Pen","quantity":1}]}',
+    "apart": '{"customer_id" :"c","customer_id"\n: "d","items":[{"name":"Pen","quantity":1}]}',
+    "hidden by text": '{"customer_id" :"c","customer_id":"d","items" : [{"name":"a:b\\":","quantity" :1}]}',
+}
+
+
+@pytest.mark.parametrize("body", TWICE.values(), ids=TWICE)
+def test_a_name_that_is_given_twice_is_400(idle_service: Serving, body: str) -> None:
+    """Of two members of one name a reader cannot know which was meant."""
+    assert "twice" in refusal(send(idle_service, body), 400)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/orders/populate", '{"total_entries": 1, "total_entries": 2}'),
+        ("/orders/batch", f"[{order()}, {TWICE['a field']}]"),
+    ],
+)
+def test_a_name_that_is_given_twice_elsewhere(idle_service: Serving, path: str, body: str) -> None:
+    """So it is in every body; in a batch it is the verdict of its row."""
+    answer = send(idle_service, body, path)
+    if path == "/orders/batch":
+        assert [row["status"] for row in answer.json()["results"]] == [202, 400]
+    else:
+        refusal(answer, 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"customer_name": "a:b \\":\\" c", "items": [{"name": "x : y", "quantity": 1}], '
+        '"metadata": {"a:b": "c:d"}}',
+        '{"customer_id" : "c", "user_id" : null, "items" : [{"name" : "Pen", "quantity" : 1}]}',
+    ],
+)
+def test_colons_elsewhere_are_no_names(idle_service: Serving, body: str) -> None:
+    """Texts may have colons and quotes, and names may stand apart from theirs."""
+    assert send(idle_service, body).status_code == 201
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
+def test_a_byte_order_mark_is_named(idle_service: Serving, mark: bytes) -> None:
+    """What some editors put before a text is refused by its name."""
+    assert "byte order mark" in refusal(send(idle_service, mark + order().encode()), 400)["error"]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n", 200),
+    ],
+)
+def test_a_request_says_its_host_once(idle_service: Serving, head: bytes, status: int) -> None:
+    """As HTTP/1.1 asks; HTTP/1.0 does not."""
+    assert exchange(idle_service.url, head + b"Connection: close\r\n\r\n").status == status
+
+
 # 415: media types
 
 
@@ -235,6 +304,15 @@ def test_another_media_type_is_415(idle_service: Serving, method: str, path: str
     headers = {} if media_type is None else {"Content-Type": media_type}
 
     refusal(idle_service.client.request(method, path, content=json.dumps(GOOD), headers=headers), 415)
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br, identity", 415), ("identity", 201)])
+def test_a_body_that_is_packed_is_415(idle_service: Serving, coding: str, status: int) -> None:
+    """A Content-Encoding is refused by a sentence, and not by what its bytes look like as JSON."""
+    answer = idle_service.client.post("/orders", content=order(), headers=JSON | {"Content-Encoding": coding})
+    assert answer.status_code == status
+    if status == 415:
+        assert "Content-Encoding" in refusal(answer, 415)["error"]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def _place(command: PlaceOrder, now: int) -> Decision:
     free = JobKind.CONFIRM if command.stages is Stages.PAYMENT else JobKind.FULFIL
     kind = JobKind.CHARGE if due else free
     job = Job(kind=kind, due_at=now, created_at=now, fence=FENCES_PER_VERSION)
-    event = Event(command.order_id, 1, created_at, "order.placed", Placed(order, command.lines))
+    told = order if order.payment_token is None else replace(order, payment_token=None)
+    event = Event(command.order_id, 1, created_at, "order.placed", Placed(told, command.lines))
     return Decision(order, job, (event,), (), command.lines)
 
 

@@ -12,7 +12,7 @@ from expediter.orders.order import Line, Order, PaymentStatus, Status
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
-    """The data of `order.placed`: the whole order and its lines."""
+    """The data of `order.placed`: the whole order but for its payment token, and its lines."""
 
     order: Order
     lines: tuple[Line, ...]
@@ -53,11 +53,14 @@ def event_data(type: str, text: str) -> Placed | Changes:
 
 
 def replay(events: Iterable[Event]) -> Order | None:
-    """Return the order that these events (all of one order, by number) add up to; None once it is deleted."""
+    """Return the order that these events (all of one order, by number) add up to; None once it is deleted.
+
+    It has no payment token: whoever reads a history, or the archive, must not find what can be charged.
+    """
     order: Order | None = None
     for event in events:
         if isinstance(event.data, Placed):
-            order = event.data.order
+            order = replace(event.data.order, payment_token=None)
         elif event.type == "order.deleted":
             order = None
         elif order is not None:

@@ -56,6 +56,11 @@ async def archive(database: Database, folder: Path, *, days: float, advance: Cal
         after = found.after
 
 
+def _for_its_owner(path: str, flags: int) -> int:
+    """Open a file that nobody else may read: customers are named in it."""
+    return os.open(path, flags, 0o600)
+
+
 class _File:
     """A file that is made when there is something for it."""
 
@@ -68,10 +73,10 @@ class _File:
         lines = b"".join([_to_json(event) + b"\n" for event in events])
         try:
             if self.path is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.path = self._folder / f"events-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.ndjson.gz"
             # Each batch is a gzip member of its own, so that what is there can be read whatever comes after it.
-            with self.path.open("ab") as file:
+            with open(self.path, "ab", opener=_for_its_owner) as file:
                 file.write(gzip.compress(lines))
                 file.flush()
                 os.fsync(file.fileno())

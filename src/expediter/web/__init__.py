@@ -11,7 +11,7 @@ import uuid_utils
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from expediter.errors import ExpediterError
+from expediter.errors import BadRequest, ExpediterError
 from expediter.web.api import admin, batch, ops, orders, pages, progress
 from expediter.web.context import Context
 from expediter.web.http import (
@@ -76,11 +76,13 @@ class _Application:
         path: str = scope["path"]
         if len(path) > 1 and path[-1] == "/":
             scope["path"] = path[:-1]
-        passed_on, request_id, header_bytes = _passed_on(scope["headers"])
+        passed_on, request_id, header_bytes, hosts = _passed_on(scope["headers"])
         call = Call(scope, receive, request_id)
         try:
             if header_bytes > HEADER_BYTES_MAX:
                 raise RequestRefused(431, "Headers too large", f"Send at most {HEADER_BYTES_MAX} bytes of headers")
+            if hosts != 1 and (hosts or scope["http_version"] == "1.1"):
+                raise BadRequest(f"The request has {hosts or 'no'} Host headers; HTTP/1.1 asks for one")
             handler = self._handler(call)
             reply = await handler(call, self._context)
         except ExpediterError as error:
@@ -125,20 +127,22 @@ class _Application:
         raise RequestRefused(404, "Not found", f"There is nothing at {call.path}; see /docs")
 
 
-def _passed_on(headers: list[Header]) -> tuple[list[Header], str, int]:
-    """Return the headers that go back as they came (or, for the request id, are made), and the bytes of all."""
+def _passed_on(headers: list[Header]) -> tuple[list[Header], str, int, int]:
+    """Return the headers that go back (as they came; the request id may be made), the bytes of all, the hosts."""
     passed: list[Header] = []
     request_id = ""
-    size = 0
+    size = hosts = 0
     for name, value in headers:
         size += len(name) + len(value)
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+        if name == b"host":
+            hosts += 1
+        elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
             request_id = value.decode("latin-1")
         elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
             passed.append((name, value))
     request_id = request_id or uuid_utils.uuid7().hex
     passed.append((b"x-request-id", request_id.encode()))
-    return passed, request_id, size
+    return passed, request_id, size, hosts
 
 
 def _too_large() -> RequestRefused:

@@ -94,11 +94,46 @@ def decode(body: bytes, kind: type[T]) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _diagnose(body, kind, error) from error
     escaped = b"\\" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body)
-    if escaped or _QUOTED_AMOUNT.search(body):
+    if escaped or _QUOTED_AMOUNT.search(body) or not _is_each_member_once(body, parsed):
         plain = _plain(body)
         if faults := _unclean(plain, "") or _misspelt(plain, ""):
             raise InvalidInput(faults)
     return parsed
+
+
+def _is_each_member_once(body: bytes, parsed: object) -> bool:
+    """Return whether it is plain that no name is given twice, of which the decoder would take the last.
+
+    An object has a colon for each member; others are in texts. No more than there are members: none is twice.
+    """
+    if isinstance(parsed, list):
+        return True  # of a batch, which is looked at row by row
+    members = _members(parsed) if isinstance(parsed, OrderBody) else -1
+    return body.count(b":") == members or (body.count(b'":') == members and not _PARTED.search(body))
+
+
+def _members(body: OrderBody) -> int:
+    members = 0
+    for value in (
+        body.customer_id,
+        body.user_id,
+        body.customer_name,
+        body.items,
+        body.item_ids,
+        body.total_amount,
+        body.order_id,
+        body.currency,
+        body.metadata,
+        body.payment_token,
+    ):
+        if value is not None:
+            members += 1
+    if body.metadata:
+        members += len(body.metadata)
+    for item in body.items or ():
+        members += 1 + (item.item_id is not None) + (item.name is not None) + (item.item_name is not None)
+        members += (item.price is not None) + (item.unit_price is not None)
+    return members
 
 
 def place_order(body: OrderBody, *, fresh_id: str, currency: str, stages: Stages) -> PlaceOrder:
@@ -229,7 +264,13 @@ def _plain(body: bytes) -> Any:
     try:
         text = body.decode()
         # Numbers are judged by the typed decoder; here they would only cost time, or be too large to write out.
-        plain = json.loads(text, parse_constant=_refuse_constant, parse_float=_passed_over, parse_int=_passed_over)
+        plain = json.loads(
+            text,
+            object_pairs_hook=_each_once,
+            parse_constant=_refuse_constant,
+            parse_float=_passed_over,
+            parse_int=_passed_over,
+        )
     except RecursionError:
         raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep") from None
     except ValueError as error:
@@ -239,6 +280,17 @@ def _plain(body: bytes) -> Any:
     return plain
 
 
+def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"The body names {json.dumps(twice)} twice in one object")
+    return found
+
+
+#: A colon that stands apart from its name.
+_PARTED = re.compile(rb'"\s+:')
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
