@@ -84,20 +84,25 @@ class Server:
     def kill(self) -> None:
         """End it as a power cut would, with the processes it started: they can outlive it and still answer."""
         self.process.send_signal(signal.SIGSTOP)
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        for child in children.read_text().split() if children.exists() else ():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+        self._signal_children(signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
+    def _signal_children(self, number: signal.Signals) -> None:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for child in children.read_text().split() if children.exists() else ():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let it hang: it takes connections and answers nothing."""
+        """Let it hang, with the processes it started: it takes connections and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
+        self._signal_children(signal.SIGSTOP)
         try:
             yield
         finally:
+            self._signal_children(signal.SIGCONT)
             self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
@@ -237,6 +242,18 @@ class MariadbServer(Server):
 
         found: Sequence[Any] = in_thread(work)
         return found
+
+    def hold(self, database: str, statement: str, seconds: float) -> None:
+        """Run a statement, and keep its session open for so long."""
+
+        async def work() -> None:
+            raw = await asyncmy.connect(host="127.0.0.1", port=self.port, user=self.user, db=database)
+            async with raw.cursor() as cursor:
+                await cursor.execute(statement)
+                await asyncio.sleep(seconds)
+            await raw.ensure_closed()
+
+        in_thread(work)
 
 
 class RedisServer(Server):

@@ -19,7 +19,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"run"}),
     "run": frozenset({"web", "work", "upkeep", "payments", "fulfilment", "queued", "store", "backends"})
     | {"orders", "settings"},
-    "web": frozenset({"queued", "store", "backends/brokers", "backends/cache", "orders", "settings"}),
+    "web": frozenset(
+        {"queued", "store", "backends/brokers", "backends/cache", "backends/tasks", "orders", "settings"}
+    ),
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
     "work": frozenset({"payments", "fulfilment", "store", "orders"})
     | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"},

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from expediter.backends.databases import open_database
-from servers import MariadbServer, PostgresServer, Server
+from servers import MariadbServer, Server
 from storing import Place
 
 #: Seconds from the start of the server until its zone's summer time ends.
 SUMMER_LEFT = 20
 
 
-@pytest.fixture(params=[MariadbServer, PostgresServer])
+@pytest.fixture(params=[MariadbServer])
 def at(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A database in a zone where summer time ends in a moment: one o'clock comes twice."""
     ends = time.gmtime(time.time() + SUMMER_LEFT + 2 * 3600)

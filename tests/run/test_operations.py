@@ -161,7 +161,7 @@ def test_a_set_up_works_as_it_is_written(setup: Setup) -> None:
 
 #: What each command of the document prints, where the order DEMO-1 was placed and read twice.
 SHAPES = {
-    "GET orders:list:version": r"[0-9a-f]+-[0-9a-f]{12}\.[0-9a-f]{16}",
+    "GET orders:list:version": r"[0-9a-f]+-[0-9a-f]{12}\.\d+\.[0-9a-f]{16}",
     "--scan --pattern 'orders:list:*:50:0'": r"orders:list:[0-9a-f.-]+:50:0",
     "GET orders:detail:DEMO-1": r'\{"version":\d+,"epoch":"[^"]+","order":(\{"order_id":"DEMO-1".*\}|null)\}',
     "PTTL orders:detail:DEMO-1": r"[1-9]\d{0,4}",

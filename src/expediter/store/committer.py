@@ -7,17 +7,17 @@ the transaction that carries the request has been committed, and learns its own 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from expediter.backends.cache import Cache
-from expediter.backends.databases import Connection, Database
+from expediter.backends.databases import UPKEEP_SECONDS_MAX, WRITE_SECONDS_MAX, Connection, Database
 from expediter.backends.points import reach
 from expediter.backends.tasks import Background
 from expediter.errors import (
@@ -33,14 +33,14 @@ from expediter.store import emptying
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing
-from expediter.store.standing import SPARE_SECONDS, prolong, suspend
+from expediter.store.standing import SPARE_SECONDS, Suspension, prolong
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
 
 #: Requests in one transaction, at most.
 BATCH_REQUESTS_MAX = 256
 #: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
-SETTLE_SECONDS_MAX = 10.0
+SETTLE_SECONDS_MAX = WRITE_SECONDS_MAX
 SETTLE_AGAIN_SECONDS = 0.2
 #: Seconds that the answers of a committed batch may wait for the next one to be under way.
 TELL_SECONDS_MAX = 0.002
@@ -48,12 +48,12 @@ TELL_SECONDS_MAX = 0.002
 BUGS_IN_A_ROW = 5
 #: Requests that may wait for their transaction; one more is refused with Overloaded.
 QUEUE_REQUESTS_MAX = 10_000
-#: Seconds that readers are given to hear that the cache is suspended: BELIEVED_SECONDS and a little more.
-HEARD_SECONDS = 1.1
 #: How often that is tried for one batch.
 SUSPENSIONS_MAX = 3
-#: How often a suspension is prolonged while no transaction of this process does it, in seconds.
-PROLONG_SECONDS = 1.0
+#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
+ADMIT_SECONDS_MAX = 5.0
+#: Seconds after which a look at the health writes nothing itself, because something was stored.
+STORED_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
 
@@ -64,6 +64,8 @@ log = structlog.get_logger(__name__)
 class _Group:
     asked: Sequence[Asked]
     done: asyncio.Future[list[Outcome]]
+    #: When it is refused if it still waits, on the monotonic clock.
+    until: float = math.inf
 
 
 class _ReadersNotTold(Exception):
@@ -85,11 +87,14 @@ class Committer:
         self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
-        self._suspension = Background("the suspended cache", self._keep_suspended)
+        self._suspension = Suspension(database, cache)
         #: When the suspension may end that the batch under way relies on; None: it relies on none.
         self._suspended_until: float | None = None
         #: What is committed, and not told yet to those who asked for it.
         self._committed: list[tuple[list[_Group], list[Outcome]]] = []
+        #: When the batch under way was begun, and when something was stored, on the monotonic clock.
+        self._begun_at = math.inf
+        self._stored_at = -math.inf
         #: Requests in a row that met a bug.
         self._bugs = 0
         self._late: asyncio.TimerHandle | None = None
@@ -111,7 +116,7 @@ class Committer:
         self.background.stop_soon()
         self._wake.set()
         await self.background.stop()
-        await self._suspension.stop(grace_seconds=0)
+        await self._suspension.stop()
 
     async def submit(self, request: Request) -> Outcome:
         """Carry out one request; see `submit_all`."""
@@ -125,7 +130,7 @@ class Committer:
         """
         if self._queued + len(asked) > QUEUE_REQUESTS_MAX:
             raise Overloaded(f"{self._queued} requests wait to be stored; try again")
-        return await self._enqueue(asked)
+        return await self._enqueue(asked, time.monotonic() + ADMIT_SECONDS_MAX)
 
     async def submit_patiently(self, asked: Sequence[Asked]) -> list[Outcome]:
         """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
@@ -134,9 +139,9 @@ class Committer:
             await self._room.wait()
         return await self._enqueue(asked)
 
-    def _enqueue(self, asked: Sequence[Asked]) -> asyncio.Future[list[Outcome]]:
+    def _enqueue(self, asked: Sequence[Asked], until: float = math.inf) -> asyncio.Future[list[Outcome]]:
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Group(asked, done))
+        self._queue.append(_Group(asked, done, until))
         self._queued += len(asked)
         self._wake.set()
         return done
@@ -147,20 +152,32 @@ class Committer:
             self._wake.clear()
             while self._queue:
                 groups = self._next_batch()
+                self._begun_at = time.monotonic()
                 try:
-                    await self._commit(groups)
+                    if groups:
+                        await self._commit(groups)
                 except Exception as error:
                     # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
                     self._give_up(groups, error)
                     log.exception("a batch failed")
+                finally:
+                    self._begun_at = math.inf
             if self.background.stopping:
                 self._wake.set()
 
     def _next_batch(self) -> list[_Group]:
         groups: list[_Group] = []
         size = 0
+        now = time.monotonic()
         while self._queue and (not groups or size + len(self._queue[0].asked) <= BATCH_REQUESTS_MAX):
             group = self._queue.popleft()
+            if group.until < now:
+                self._queued -= len(group.asked)
+                late = DatabaseUnavailable(
+                    f"It waited {ADMIT_SECONDS_MAX:g} s for the database, which is too slow now"
+                )
+                _fail([group], late)
+                continue
             groups.append(group)
             size += len(group.asked)
         self._queued -= size
@@ -192,6 +209,7 @@ class Committer:
     async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
         reach("committed")
         self.failing = None
+        self._stored_at = time.monotonic()
         self._bugs = 0
         self.commits += 1
         self.requests += len(outcomes)
@@ -199,7 +217,7 @@ class Committer:
         until, self._suspended_until = self._suspended_until, None
         if not (told if until is None else time.monotonic() <= until):
             try:
-                await self._suspend_cache()
+                await self._suspension.begin()
             except ExpediterError as error:
                 self._tell()
                 self.failing = str(error)
@@ -238,33 +256,10 @@ class Committer:
                 return await self._database.write(partial(self._apply, asked), begun=self._tell)
             except _ReadersNotTold:
                 self._cache.forget_commit(final=True)
-                await self._suspend_cache()
+                await self._suspension.begin()
         raise DatabaseUnavailable(
             "The cache cannot be reached, and the database is too slow to tell its readers so"
         )
-
-    async def _suspend_cache(self) -> None:
-        """Return when no process believes the cache any more. Raises Unavailable."""
-        log.warning("readers cannot be told of changes; the cache is suspended", cache=self._cache.name)
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
-        while True:
-            try:
-                await self._database.write(suspend)
-                break
-            except Unavailable:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(SETTLE_AGAIN_SECONDS)
-        await asyncio.sleep(HEARD_SECONDS)
-        self._suspension.start()
-
-    async def _keep_suspended(self) -> None:
-        """Spare the next change the wait, as long as this process cannot reach the cache."""
-        while self._cache.cut_off and not self._suspension.stopping:
-            with suppress(ExpediterError):
-                if not await self._database.write(prolong):
-                    return
-            await self._suspension.rest(PROLONG_SECONDS)
 
     async def _apply(self, asked: Sequence[Asked], connection: Connection) -> list[Outcome]:
         self._suspended_until = None
@@ -292,10 +287,11 @@ class Committer:
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
         while True:
             try:
-                await self._database.rule_out(uncertain)
-                committed = await self._database.write(partial(was_committed, event=batch.last))
+                async with asyncio.timeout_at(deadline):
+                    await self._database.rule_out(uncertain)
+                    committed = await self._database.write(partial(was_committed, event=batch.last))
                 break
-            except Unavailable:
+            except (Unavailable, TimeoutError):
                 if asyncio.get_running_loop().time() > deadline:
                     self._give_up(groups, uncertain)
                     return
@@ -305,12 +301,19 @@ class Committer:
         else:
             await self._commit(groups)
 
+    @property
+    def under_way_seconds(self) -> float:
+        """For how long the transaction under way has been; 0 where there is none."""
+        return max(0.0, time.monotonic() - self._begun_at)
+
     async def trouble(self) -> str | None:
-        """Return why nothing can be stored; None: the last transaction was, or an empty one can be written now."""
-        if self.failing is not None and self._bugs < BUGS_IN_A_ROW:
+        """Return why nothing can be stored; None: something was lately, or an empty transaction can be written."""
+        lately = self.failing is None and time.monotonic() - self._stored_at < STORED_SECONDS
+        if not lately and self._bugs < BUGS_IN_A_ROW:
             try:
                 await self._database.write(write_nothing)
                 self.failing = None
+                self._stored_at = time.monotonic()
             except ExpediterError as error:
                 self.failing = str(error)
         return self.failing
@@ -327,7 +330,7 @@ class Committer:
 
     async def housekeep(self) -> int:
         """Remove some expired idempotency keys; return how many."""
-        return await self._database.write(remove_expired_keys)
+        return await self._database.write(remove_expired_keys, seconds=UPKEEP_SECONDS_MAX)
 
     async def clear(
         self,
@@ -348,13 +351,14 @@ class Committer:
             await moved(number)
         before = await self._database.write(lambda connection: connection.now())
         removed = 0
-        while some := await self._database.write(partial(emptying.remove_some, before=before, slot=self._slot)):
+        upkeep = partial(self._database.write, seconds=UPKEEP_SECONDS_MAX)
+        while some := await upkeep(partial(emptying.remove_some, before=before, slot=self._slot)):
             removed += some
         after: str | None = ""
         while after is not None:
-            after = await self._database.write(partial(emptying.remove_answers, after=after))
+            after = await upkeep(partial(emptying.remove_answers, after=after))
         finish = partial(emptying.finish, before=before, removed=removed, key=key, word=word)
-        faster = await self._database.write(finish)
+        faster = await upkeep(finish)
         await self._reset_cache()
         return faster or removed
 
@@ -374,7 +378,7 @@ class Committer:
         try:
             await self._cache.reset()
         except Unavailable:
-            await self._suspend_cache()
+            await self._suspension.begin()
 
     async def _divide(self, groups: list[_Group], error: Exception) -> None:
         """Find the request that cannot be carried out, and spare the others."""

@@ -19,13 +19,21 @@ _EXPIRED_KEYS = (
     .where(schema.idempotency_keys.c.expires_at <= bindparam("now"))
     .limit(EXPIRED_KEYS_PER_BATCH)
 )
-_WRITE_NOTHING = update(schema.feed).where(schema.feed.c.feed_id == -1).values(position=schema.feed.c.position)
+#: A change of no row, of each table that an order needs: somebody may have locked one of them.
+_WRITE_NOTHING = (
+    update(schema.orders).where(schema.orders.c.order_id == "").values(last_error=schema.orders.c.last_error),
+    update(schema.jobs).where(schema.jobs.c.order_id == "").values(due_at=schema.jobs.c.due_at),
+    update(schema.events).where(schema.events.c.position == -1).values(at=schema.events.c.at),
+    update(schema.counters).where(schema.counters.c.name == "").values(value=schema.counters.c.value),
+    update(schema.feed).where(schema.feed.c.feed_id == -1).values(position=schema.feed.c.position),
+)
 _ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
 
 
-async def write_nothing(connection: Connection) -> int:
-    """Do what only a database can that takes writes."""
-    return await connection.run(_WRITE_NOTHING)
+async def write_nothing(connection: Connection) -> None:
+    """Do what only a database can that takes orders."""
+    for statement in _WRITE_NOTHING:
+        await connection.run(statement)
 
 
 async def remove_expired_keys(connection: Connection) -> int:

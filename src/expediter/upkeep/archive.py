@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from expediter.backends.databases import Database
+from expediter.backends.databases import UPKEEP_SECONDS_MAX, Database
 from expediter.errors import ConfigurationError
 from expediter.orders.order import MICROSECONDS
 from expediter.store.maintenance import OldEvent, old_histories, remove_histories
@@ -44,12 +44,14 @@ async def archive(database: Database, folder: Path, *, days: float, advance: Cal
     file = _File(folder)
     orders = events = after = 0
     while True:
-        found = await database.read(partial(old_histories, after=after, before=now - int(days * DAY)))
+        look = partial(old_histories, after=after, before=now - int(days * DAY))
+        found = await database.read(look, seconds=UPKEEP_SECONDS_MAX)
         if found is None:
             return Archived(orders, events, file.path)
         if found.events:
             file.append(found.events)
-            moved = await database.write(partial(remove_histories, versions=found.versions))
+            move = partial(remove_histories, versions=found.versions)
+            moved = await database.write(move, seconds=UPKEEP_SECONDS_MAX)
             orders += moved.orders
             events += moved.events
             advance(moved.events)

@@ -73,7 +73,7 @@ async def verify(database: Database, *, ledger: Path | None, advance: Callable[[
                 books.forget(ids)
                 gone = ids[-1]
 
-    await database.read(work)
+    await database.read(work, seconds=None)
     if books is not None:
         books.close()
     return verified

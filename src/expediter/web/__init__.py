@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import defaultdict
 
 import msgspec
@@ -11,10 +12,11 @@ import uuid_utils
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from expediter.errors import BadRequest, ExpediterError
+from expediter.errors import BadRequest, CommitUncertain, ExpediterError, Unavailable
 from expediter.web.api import admin, batch, ops, orders, pages, progress
 from expediter.web.context import Context
 from expediter.web.http import (
+    ANSWER_SECONDS_MAX,
     BODY_BYTES_MAX,
     BODY_SECONDS_MAX,
     HEADER_BYTES_MAX,
@@ -39,6 +41,9 @@ OPERATIONS: tuple[Operation, ...] = (
     *ops.OPERATIONS,
 )
 
+#: Seconds between two looks for requests that take too long.
+WATCH_SECONDS = 0.25
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -51,6 +56,8 @@ def create_app(context: Context) -> ASGIApp:
 class _Application:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._under_way: dict[Call, asyncio.Task[object] | None] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._fixed: dict[str, dict[str, Handler]] = defaultdict(dict)
         self._routes: list[tuple[Route, dict[str, Handler]]] = []
         by_path: dict[str, dict[str, Handler]] = defaultdict(dict)
@@ -78,6 +85,9 @@ class _Application:
             scope["path"] = path[:-1]
         passed_on, request_id, header_bytes, hosts = _passed_on(scope["headers"])
         call = Call(scope, receive, request_id)
+        self._under_way[call] = asyncio.current_task()
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_what_takes_too_long)
         try:
             if header_bytes > HEADER_BYTES_MAX:
                 raise RequestRefused(431, "Headers too large", f"Send at most {HEADER_BYTES_MAX} bytes of headers")
@@ -92,15 +102,29 @@ class _Application:
         except BodyTooSlow:
             reply = problem_reply(_too_slow(), request_id)
         except asyncio.CancelledError:
-            if not self._context.draining:
+            if time.monotonic() > call.until:
+                reply = problem_reply(_took_too_long(scope["method"]), request_id)
+            elif self._context.draining:
+                # The drain's time is up before this request was.
+                reply = problem_reply(_stopping(), request_id)
+            else:
                 raise
-            # The drain's time is up before this request was.
-            reply = problem_reply(_stopping(), request_id)
         except Exception as error:
             # The last resort: a bug must answer this request, not end the connection without a word.
             reply = bug_reply(error, request_id)
+        finally:
+            del self._under_way[call]
         reply.headers += passed_on
         await reply.send(send)
+
+    def _end_what_takes_too_long(self) -> None:
+        now = time.monotonic()
+        for call, task in self._under_way.items():
+            if task is not None and call.until < now:
+                task.cancel()  # what it has asked for is carried out all the same
+        self._watch = None
+        if self._under_way:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_what_takes_too_long)
 
     def _handler(self, call: Call) -> Handler:
         handlers = self._fixed.get(call.scope["path"])
@@ -143,6 +167,13 @@ def _passed_on(headers: list[Header]) -> tuple[list[Header], str, int, int]:
     request_id = request_id or uuid_utils.uuid7().hex
     passed.append((b"x-request-id", request_id.encode()))
     return passed, request_id, size, hosts
+
+
+def _took_too_long(method: str) -> Unavailable:
+    took = f"It was not done after {ANSWER_SECONDS_MAX:g} seconds"
+    if method in ("GET", "HEAD"):
+        return Unavailable(f"{took}; try again")
+    return CommitUncertain(f"{took}, and may yet be; send it again with the same Idempotency-Key, or look")
 
 
 def _too_large() -> RequestRefused:

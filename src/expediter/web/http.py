@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,6 +23,9 @@ Header = tuple[bytes, bytes]
 BODY_BYTES_MAX = 1024 * 1024
 #: Bytes of one request's headers, at most.
 HEADER_BYTES_MAX = 32 * 1024
+#: Seconds after which a request is answered that has not been, whatever it waits for; batches, admin calls and
+#: `?wait=` may take longer.
+ANSWER_SECONDS_MAX = 9.5
 #: Seconds in which a body must arrive.
 BODY_SECONDS_MAX = 10.0
 
@@ -61,11 +65,13 @@ def json_reply(status: int, document: Any) -> Reply:
 class Call:
     """One HTTP request. `order_id` and the like come from the path."""
 
-    __slots__ = ("_headers", "_receive", "path", "path_values", "request_id", "scope")
+    __slots__ = ("_headers", "_receive", "path", "path_values", "request_id", "scope", "until")
 
     def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
         """Wrap what ASGI gives."""
         self.scope = scope
+        #: When it is answered that it took too long, on the monotonic clock.
+        self.until = time.monotonic() + ANSWER_SECONDS_MAX
         self.path: str = scope["path"]
         self.path_values: dict[str, str] = scope.get("path_params", {})
         self.request_id = request_id
@@ -76,6 +82,10 @@ class Call:
     def short(self) -> bool:
         """Whether it came by the short paths (`/orders...`)."""
         return not self.path.startswith("/api/")
+
+    def may_take(self, seconds: float) -> None:
+        """Let it take so many seconds from now before it is answered that it took too long."""
+        self.until = time.monotonic() + seconds
 
     def header(self, name: bytes) -> str | None:
         """Return a header by its lower-case name."""
@@ -105,9 +115,11 @@ class Call:
 
     async def body(self) -> bytes:
         """Return the whole body. Raises BodyTooLarge, BodyTooSlow, BadRequest if the client goes away."""
+        self.until += BODY_SECONDS_MAX  # a body that is late has its own limit, and its own answer
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise BadRequest("The client went away before its body was complete")
+        self.until -= BODY_SECONDS_MAX
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             if len(body) > BODY_BYTES_MAX:
@@ -121,6 +133,7 @@ class Call:
     async def _rest_of_body(self, body: bytes) -> bytes:
         parts = [body]
         size = len(body)
+        self.may_take(BODY_SECONDS_MAX + ANSWER_SECONDS_MAX)
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 while True:
@@ -132,6 +145,7 @@ class Call:
                     if size > BODY_BYTES_MAX:
                         raise BodyTooLarge
                     if not message.get("more_body", False):
+                        self.may_take(ANSWER_SECONDS_MAX)
                         return b"".join(parts)
         except TimeoutError:
             raise BodyTooSlow from None
@@ -152,10 +166,10 @@ class Call:
 
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
-        if (self.header(b"content-encoding") or "identity").strip().lower() != "identity":
-            return False
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        return given in media_types
+        headers = self._headers or {}
+        packed = b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity"
+        return given in media_types and not packed
 
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.

@@ -33,7 +33,7 @@ from expediter.errors import BrokerUnavailable, ConfigurationError
 #: Seconds that connecting and declaring may take.
 CONNECT_SECONDS_MAX = 5.0
 #: Seconds that the publishing of a message may take, reconnecting included.
-PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 5.0, Topic.HINTS: 0.25}
+PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 2.5, Topic.HINTS: 0.25}
 #: Seconds that any other answer may take.
 ANSWER_SECONDS_MAX = 5.0
 #: Seconds that one `receive` waits for a message, at most.

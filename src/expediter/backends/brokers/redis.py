@@ -32,7 +32,7 @@ GROUP = "workers"
 #: Hints that are kept, about; the oldest leave first.
 HINTS_MAX = 10_000
 #: Seconds that the publishing of a message may take.
-PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 5.0, Topic.HINTS: 0.25}
+PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 2.5, Topic.HINTS: 0.25}
 #: Seconds that any other answer may take, beyond the wait that was asked for.
 ANSWER_SECONDS_MAX = 5.0
 #: Seconds that one read waits for a message, at most.

@@ -72,6 +72,13 @@ class Collision(Exception):
         super().__init__(f"a change of {meant} rows of {table.name} found {found}")
 
 
+#: Seconds that a database server may take for one transaction: two of them, of which the second waits for the
+#: first, are over before a client that waits for ten is gone.
+WRITE_SECONDS_MAX = 4.5
+READ_SECONDS_MAX = 8.0
+#: The same for upkeep, which may look at many rows at once.
+UPKEEP_SECONDS_MAX = 60.0
+
 Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
 
 
@@ -89,8 +96,16 @@ class Database(Protocol):
     def position_reader(self) -> Callable[[], int] | None:
         """Return what tells the position of the newest event at once, or None where that is a round trip."""
 
-    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
+    async def write(
+        self,
+        work: Transaction[T],
+        *,
+        begun: Callable[[], None] | None = None,
+        seconds: float | None = WRITE_SECONDS_MAX,
+    ) -> T:
         """Run `work` in a transaction and commit it; a collision with another transaction runs it again.
+
+        A server has `seconds` for all of it but the commit (None: no limit), a file as long as it takes.
 
         `begun` is called on the event loop as soon as `work` has the database at work, so that what it sets off
         runs meanwhile; where the transaction has a thread of its own, at once.
@@ -105,8 +120,8 @@ class Database(Protocol):
         Raises DatabaseUnavailable while that cannot be said.
         """
 
-    async def read(self, work: Transaction[T]) -> T:
-        """Run `work` on one consistent snapshot. Raises DatabaseUnavailable."""
+    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
+        """Run `work` on one snapshot, for which a server has `seconds`. Raises DatabaseUnavailable."""
 
     async def durability_settings(self) -> dict[str, str]:
         """Return what the database says of the settings that decide on durability, by their names."""

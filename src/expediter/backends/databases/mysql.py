@@ -15,9 +15,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Collision, Row, T, Transaction
+from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
-from expediter.backends.databases.server import ServerDatabase
+from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import (
     CommitUncertain,
@@ -30,7 +30,11 @@ from expediter.errors import (
 #: Connections of one process, at most.
 CONNECTIONS_MAX = 10
 #: Seconds that connecting may take.
-CONNECT_SECONDS_MAX = 5.0
+CONNECT_SECONDS_MAX = 4.0
+_SESSION = (
+    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+    f"SET SESSION lock_wait_timeout = {LOCK_SECONDS_MAX}, innodb_lock_wait_timeout = {LOCK_SECONDS_MAX}"
+)
 #: Rows in one statement, at most: `max_allowed_packet` is 16 MiB, and a long order's event is some 200 KiB.
 ROWS_PER_STATEMENT_MAX = 50
 
@@ -129,6 +133,17 @@ class MysqlConnection:
         return int((await self._cursor.fetchone())[0])
 
 
+async def _roll_back(raw: Any) -> None:
+    """End a transaction without its changes; where the server does not answer, by ending the connection."""
+    if not raw.connected:
+        return
+    try:
+        async with asyncio.timeout(ROLL_BACK_SECONDS_MAX):
+            await raw.rollback()
+    except (mysql_errors.MySQLError, OSError, TimeoutError):
+        raw.close()
+
+
 def tls_of(url: URL) -> ssl.SSLContext | None:
     """Return how `?ssl_mode=` and `?ssl_ca=` ask for TLS; None: not at all.
 
@@ -167,19 +182,25 @@ class MysqlDatabase(ServerDatabase):
         tls_of(url)
         super().__init__(url)
 
-    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
-        await raw.begin()
+    async def _transaction(
+        self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None, ends: float | None
+    ) -> T:
         try:
-            if begun is not None:
-                begun()
-            async with raw.cursor() as cursor:
-                result = await work(MysqlConnection(cursor, self._clock))
+            async with asyncio.timeout_at(ends):
+                await raw.begin()
+                if begun is not None:
+                    begun()
+                async with raw.cursor() as cursor:
+                    result = await work(MysqlConnection(cursor, self._clock))
+        except TimeoutError:
+            raw.close()
+            raise
         except BaseException:
-            if raw.connected:
-                await raw.rollback()
+            await _roll_back(raw)
             raise
         try:
-            await raw.commit()
+            async with asyncio.timeout(WRITE_SECONDS_MAX):
+                await raw.commit()
         except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
             raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
         return result
@@ -187,16 +208,19 @@ class MysqlDatabase(ServerDatabase):
     async def rule_out(self, uncertain: CommitUncertain) -> None:
         """See Database. It holds the lock on the feed until it has ended, and whoever looks waits for that."""
 
-    async def read(self, work: Transaction[T]) -> T:
+    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
         """See Database."""
-        async with self._connection() as raw, raw.cursor() as cursor:
-            await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            await cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        async with self._connection() as raw:
             try:
-                return await work(MysqlConnection(cursor, self._clock))
+                async with asyncio.timeout(seconds), raw.cursor() as cursor:
+                    await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    await cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+                    return await work(MysqlConnection(cursor, self._clock))
+            except TimeoutError:
+                raw.close()
+                raise
             finally:
-                if raw.connected:
-                    await raw.rollback()
+                await _roll_back(raw)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -218,7 +242,7 @@ class MysqlDatabase(ServerDatabase):
                 raise _Collided(str(error)) from error
             if code in _REFUSALS:
                 raise ConstraintViolated(str(error)) from error
-            text = str(error) or type(error).__name__
+            text = str(error) or "it did not answer in time"
             raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
 
     async def _acquire(self) -> tuple[Any, Any]:
@@ -245,7 +269,7 @@ class MysqlDatabase(ServerDatabase):
             autocommit=False,
             # Affected rows are those found, not those changed: compare-and-set counts on it.
             client_flag=2,
-            init_command="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            init_command=_SESSION,
         )
 
     async def durability_settings(self) -> dict[str, str]:

@@ -16,17 +16,17 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Collision, Row, T, Transaction
+from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
-from expediter.backends.databases.server import ServerDatabase
+from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
 
 #: Connections of one process, at most.
 CONNECTIONS_MAX = 10
-#: Seconds that connecting, and one statement, may take.
-CONNECT_SECONDS_MAX = 5.0
-STATEMENT_SECONDS_MAX = 30.0
+#: Seconds that connecting may take, and one statement where its transaction has no shorter time.
+CONNECT_SECONDS_MAX = 4.0
+STATEMENT_SECONDS_MAX = 60.0
 #: How often, and after how many seconds again, it is asked whether a broken connection's process has ended.
 ENDS_WITHIN_LOOKS = 50
 LOOK_AGAIN_SECONDS = 0.02
@@ -320,7 +320,7 @@ def _terminate(raw: Any) -> None:
 
 async def _roll_back(raw: Any) -> None:
     try:
-        await raw.execute("ROLLBACK")
+        await raw.execute("ROLLBACK", timeout=ROLL_BACK_SECONDS_MAX)
     except (*_BROKEN, asyncpg.PostgresError):
         # The connection broke in the middle of a statement; with it the server ends the transaction.
         _terminate(raw)
@@ -333,19 +333,18 @@ _PLANNING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mer
 _ISOLATION = "SET default_transaction_isolation = 'read committed'"
 #: Seconds after which a transaction whose client says nothing more is rolled back. A process asks for the next
 #: statement at once, unless it is gone unheard or stands still, and others may wait for what it has locked.
-IDLE_SECONDS_MAX = 10
-_IDLE = f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS_MAX}s'"
+IDLE_SECONDS_MAX = 3
+_LIMITS = (
+    f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS_MAX}s'; SET lock_timeout = '{LOCK_SECONDS_MAX}s'"
+)
 
 
 async def _prepare(raw: Any) -> None:
-    await raw.execute(f"SET application_name = '{raw.name}'; {_PLANNING}; {_ISOLATION}; {_IDLE}")
+    await raw.execute(f"SET application_name = '{raw.name}'; {_PLANNING}; {_ISOLATION}; {_LIMITS}")
 
 
 async def _leave_as_it_is(raw: Any) -> None:
-    """Reset nothing between two uses: nothing is set, listened to or locked beyond a transaction here.
-
-    The driver's own reset is one more round trip before each answer.
-    """
+    """Reset nothing between two uses, which is a round trip: nothing here outlives a transaction."""
 
 
 def dsn_of(url: URL) -> str:
@@ -360,18 +359,24 @@ class PostgresDatabase(ServerDatabase):
     collisions = (Collision, *_COLLISIONS)
     power_safe: Mapping[str, str] = {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"}
 
-    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
+    async def _transaction(
+        self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None, ends: float | None
+    ) -> T:
         connection = PostgresConnection(raw, self._clock, begun=begun)
         try:
-            result = await work(connection)
-            await connection.flush()
+            async with asyncio.timeout_at(ends):
+                result = await work(connection)
+                await connection.flush()
+        except TimeoutError:
+            _terminate(raw)
+            raise
         except BaseException:
             if connection.is_open:
                 await _roll_back(raw)
             raise
         if connection.is_open:
             with _uncertain(raw):
-                await raw.execute("COMMIT")
+                await raw.execute("COMMIT", timeout=WRITE_SECONDS_MAX)
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:
@@ -387,10 +392,16 @@ class PostgresDatabase(ServerDatabase):
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
         raise DatabaseUnavailable("The database is still at work on a transaction whose connection broke")
 
-    async def read(self, work: Transaction[T]) -> T:
+    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
         """See Database."""
-        async with self._connection() as raw, raw.transaction(isolation="repeatable_read", readonly=True):
-            return await work(PostgresConnection(raw, self._clock, is_open=True))
+        async with self._connection() as raw:
+            try:
+                snapshot = raw.transaction(isolation="repeatable_read", readonly=True)
+                async with asyncio.timeout(seconds), snapshot:
+                    return await work(PostgresConnection(raw, self._clock, is_open=True))
+            except TimeoutError:
+                _terminate(raw)
+                raise
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -408,7 +419,7 @@ class PostgresDatabase(ServerDatabase):
         except _REFUSALS as error:
             raise ConstraintViolated(str(error)) from error
         except (*_BROKEN, asyncpg.PostgresError) as error:
-            text = str(error) or type(error).__name__
+            text = str(error) or "it did not answer in time"
             raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
 
     async def _connect(self) -> Any:

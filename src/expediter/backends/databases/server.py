@@ -11,12 +11,16 @@ from typing import Any, ClassVar
 
 from sqlalchemy.engine import URL
 
-from expediter.backends.databases import T, Transaction
+from expediter.backends.databases import WRITE_SECONDS_MAX, T, Transaction
 from expediter.backends.databases.clock import ServerClock
-from expediter.errors import ConstraintViolated
+from expediter.errors import ConstraintViolated, DatabaseUnavailable
 
 #: How often a transaction may collide with others (a deadlock, the same id placed twice) before it is given up.
 COLLISIONS_MAX = 10
+#: Seconds that a transaction may take to be given up.
+ROLL_BACK_SECONDS_MAX = 1.0
+#: Seconds that the server lets a statement wait for what others have locked: rows, or whole tables (a backup).
+LOCK_SECONDS_MAX = 4
 #: The longest pause before the next try, in seconds.
 PAUSE_SECONDS_MAX = 0.1
 
@@ -45,22 +49,34 @@ class ServerDatabase(ABC):
         """See Database: here it would be a round trip."""
         return None
 
-    async def write(self, work: Transaction[T], *, begun: Callable[[], None] | None = None) -> T:
+    async def write(
+        self,
+        work: Transaction[T],
+        *,
+        begun: Callable[[], None] | None = None,
+        seconds: float | None = WRITE_SECONDS_MAX,
+    ) -> T:
         """See Database. What always collides is a row that can never be stored: ConstraintViolated."""
         collided = 0
+        loop = asyncio.get_running_loop()
+        ends = None if seconds is None else loop.time() + seconds
         while True:
             try:
                 async with self._connection() as raw:
-                    return await self._transaction(raw, work, begun)
+                    return await self._transaction(raw, work, begun, ends)
             except self.collisions as error:
                 collided += 1
+                if ends is not None and loop.time() > ends:
+                    raise DatabaseUnavailable(f"Others hold what is to be changed: {error}") from error
                 if collided >= COLLISIONS_MAX:
                     raise ConstraintViolated(str(error)) from error
             await asyncio.sleep(min(PAUSE_SECONDS_MAX, 0.002 * 2**collided) * random.random())
 
     @abstractmethod
-    async def _transaction(self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None) -> T:
-        """Run `work` on a connection of the pool's, and commit."""
+    async def _transaction(
+        self, raw: Any, work: Transaction[T], begun: Callable[[], None] | None, ends: float | None
+    ) -> T:
+        """Run `work` on a connection of the pool's until `ends` (of the loop's time), and commit."""
 
     @abstractmethod
     def _connection(self) -> AbstractAsyncContextManager[Any]:

@@ -184,6 +184,7 @@ class SqliteDatabase:
         work: Callable[[SqliteConnection], Coroutine[Any, Any, T]],
         *,
         begun: Callable[[], None] | None = None,
+        seconds: float | None = None,
     ) -> T:
         """See Database. The transaction holds the write lock from its start, so it never collides."""
         written = asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
@@ -194,7 +195,9 @@ class SqliteDatabase:
     async def rule_out(self, uncertain: CommitUncertain) -> None:
         """See Database. It ended in the writer's thread, before it was reported."""
 
-    async def read(self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]]) -> T:
+    async def read(
+        self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]], *, seconds: float | None = None
+    ) -> T:
         """See Database."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -71,6 +72,7 @@ class Verification(msgspec.Struct, frozen=True):
 async def populate(call: Call, context: Context) -> Reply:
     """Make up orders and store them; they are worked off like any others."""
     call.query()
+    call.may_take(math.inf)
     require_json(call)
     wanted = decode(await call.body(), PopulateBody)
     key = call.idempotency_key(wanted, context.keep)
@@ -169,6 +171,7 @@ async def admin_verify(call: Call, context: Context) -> Reply:
 async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
     """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password."""
     call.query()
+    call.may_take(math.inf)
     text = await call.body()
     secret = context.settings.admin_password
     if secret is None or not secret.get_secret_value():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
@@ -73,6 +74,7 @@ async def create_batch(call: Call, context: Context) -> Reply:
     row by its number, so that a batch that broke off can be sent again whole.
     """
     call.query()
+    call.may_take(math.inf)  # each of its groups has its own limits
     streamed = call.has_media_type(*_NDJSON)
     if not streamed and not call.has_media_type("application/json"):
         raise RequestRefused(415, "Unsupported media type", _HOW)

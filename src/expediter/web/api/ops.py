@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import lru_cache
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import msgspec
 
 from expediter import __version__
-from expediter.backends.brokers import Topic
+from expediter.backends.brokers import Broker, Depth, Topic
+from expediter.backends.tasks import within
 from expediter.errors import BrokerUnavailable, ExpediterError
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, json_reply
 from expediter.web.operations import Operation
+
+#: Seconds that a look at one part may take: whoever asks for the health is answered within two, whatever hangs.
+LOOK_SECONDS_MAX = 1.5
 
 
 class Dependency(msgspec.Struct, frozen=True):
@@ -51,10 +56,10 @@ class Index(msgspec.Struct, frozen=True):
 async def health(call: Call, context: Context) -> Reply:
     """Return a verdict for each dependency; 503 when orders cannot be taken in."""
     call.query()
-    database = await _database(context)
-    parts = {"database": database, "cache": _cache(context), "queue": await _queue(context)}
-    if database.status == "ok":
-        parts["payment_gateway"] = await _gateway(context)
+    (database, gateway), queue = await asyncio.gather(_database_and_gateway(context), _queue(context))
+    parts = {"database": database, "cache": _cache(context), "queue": queue}
+    if gateway is not None:
+        parts["payment_gateway"] = gateway
     statuses = {part.status for part in parts.values()}
     down = any(part.status == "down" for part in parts.values()) and not _queues(context)
     verdict = "unhealthy" if down else "degraded" if statuses - {"ok"} else "healthy"
@@ -69,6 +74,22 @@ def _queues(context: Context) -> bool:
     """Return whether orders are taken in by the broker, so that nobody need wait for the database."""
     intake, broker = context.intake, context.broker
     return intake is not None and broker is not None and intake.failing is None and broker.failing is None
+
+
+async def _database_and_gateway(context: Context) -> tuple[Dependency, Dependency | None]:
+    """Return a verdict on the database within LOOK_SECONDS_MAX, and on the payment gateway if that can be read."""
+    if context.committer.under_way_seconds > LOOK_SECONDS_MAX:
+        seconds = context.committer.under_way_seconds
+        return Dependency(
+            "down", f"{context.database}: a transaction has been under way for {seconds:.1f} s"
+        ), None
+
+    async def look() -> tuple[Dependency, Dependency | None]:
+        database = await _database(context)
+        return database, await _gateway(context) if database.status == "ok" else None
+
+    slow = Dependency("down", f"{context.database} did not answer within {LOOK_SECONDS_MAX:g} s"), None
+    return await within(look(), LOOK_SECONDS_MAX) or slow
 
 
 async def _database(context: Context) -> Dependency:
@@ -99,17 +120,24 @@ async def _queue(context: Context) -> Dependency:
         workers = "this process has no workers, `expediter work` starts some"
     if broker is None:
         return Dependency("ok", f"{name}; {workers}")
-    try:
-        depth = await broker.depth(Topic.COMMANDS)
-    except BrokerUnavailable as error:
+    depth = await within(_depth(broker), LOOK_SECONDS_MAX) or f"it did not answer within {LOOK_SECONDS_MAX:g} s"
+    if isinstance(depth, str):
         instead = "the workers find what is due in the database by themselves"
         if context.intake is not None:
             instead += ", and orders are stored there before they are answered"
-        return Dependency("degraded", f"{name}: {error}; {instead}")
+        return Dependency("degraded", f"{name}: {depth}; {instead}")
     said = f"{name}; {workers}; {depth.waiting} messages of queued commands wait, {depth.dead} are put aside"
     if context.intake is not None and context.intake.failing is not None:
         return Dependency("degraded", f"{said}; orders are stored directly: {context.intake.failing}")
     return Dependency("degraded" if depth.dead else "ok", said)
+
+
+async def _depth(broker: Broker) -> Depth | str:
+    """Return what waits, or why that cannot be said."""
+    try:
+        return await broker.depth(Topic.COMMANDS)
+    except BrokerUnavailable as error:
+        return str(error)
 
 
 async def _gateway(context: Context) -> Dependency:
@@ -132,7 +160,7 @@ async def healthz(call: Call, context: Context) -> Reply:
 async def readyz(call: Call, context: Context) -> Reply:
     """Return 200 if this process should get requests, 503 while it stops or cannot take orders in."""
     call.query()
-    status = "stopping" if context.draining else (await _database(context)).status
+    status = "stopping" if context.draining else (await _database_and_gateway(context))[0].status
     if status == "down" and _queues(context):
         status = "ok"
     reply = json_reply(200 if status == "ok" else 503, Alive(status))

@@ -17,7 +17,16 @@ from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
 from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
-from expediter.web.http import JSON, Call, Header, Reply, answer_reply, json_reply, whole_number
+from expediter.web.http import (
+    ANSWER_SECONDS_MAX,
+    JSON,
+    Call,
+    Header,
+    Reply,
+    answer_reply,
+    json_reply,
+    whole_number,
+)
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
 from expediter.web.payloads import OrderBody, StatusBody, decode, place_order
 from expediter.web.problems import RequestRefused
@@ -149,6 +158,7 @@ async def get_order(call: Call, context: Context) -> Reply:
             raise InvalidInput(faults)
         entry = await context.queries.order(order_id, min_version=min_version)
         if seconds > 0:
+            call.may_take(seconds + ANSWER_SECONDS_MAX)
             known = call.header(b"if-none-match")
             if entry.version < min_version:
                 entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
