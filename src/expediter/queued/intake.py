@@ -52,7 +52,7 @@ WAITING_MAX = 10_000
 #: Changes of one order that may wait to be applied; one more is refused with Overloaded.
 CHANGES_MAX = 100
 #: Seconds that the database may take to say what it knows of an order; beyond that it is accepted unjudged.
-JUDGE_SECONDS = 0.5
+JUDGE_SECONDS = 2.0
 #: How long a command of no caller's key is known by its token, in microseconds.
 TOKEN_KEEP = 86_400 * MICROSECONDS
 #: Accepted commands that a process remembers until they are settled; Redis and the broker alone have older ones.

@@ -13,7 +13,7 @@ from expediter.errors import BrokerUnavailable, CommandRefused, Unavailable
 from expediter.queued.temporary import Found, TemporaryOrders
 
 #: Seconds that the database may take to show what it has; beyond that what was accepted is shown.
-STORED_SECONDS = 0.5
+STORED_SECONDS = 3.0
 #: Seconds after which an order is looked for again that Redis may have forgotten: a worker may be storing it.
 LOOK_AGAIN_SECONDS = 0.15
 #: Seconds that a reader of what only the database has may be kept waiting until the order is there.

@@ -32,7 +32,7 @@ from expediter.errors import (
 from expediter.store import emptying
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
-from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing
+from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing, write_the_same
 from expediter.store.standing import SPARE_SECONDS, Suspension, prolong
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
@@ -52,8 +52,8 @@ QUEUE_REQUESTS_MAX = 10_000
 SUSPENSIONS_MAX = 3
 #: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
 ADMIT_SECONDS_MAX = 5.0
-#: Seconds after which a look at the health writes nothing itself, because something was stored.
-STORED_SECONDS = 1.0
+#: Seconds for which what became of the last batch is what the health says; then an empty change is tried.
+KNOWN_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
 
@@ -92,9 +92,9 @@ class Committer:
         self._suspended_until: float | None = None
         #: What is committed, and not told yet to those who asked for it.
         self._committed: list[tuple[list[_Group], list[Outcome]]] = []
-        #: When the batch under way was begun, and when something was stored, on the monotonic clock.
+        #: When the batch under way was begun, and when one was stored or failed, on the monotonic clock.
         self._begun_at = math.inf
-        self._stored_at = -math.inf
+        self._known_at = -math.inf
         #: Requests in a row that met a bug.
         self._bugs = 0
         self._late: asyncio.TimerHandle | None = None
@@ -184,13 +184,14 @@ class Committer:
         self._room.set()
         return groups
 
-    async def _commit(self, groups: list[_Group]) -> None:
+    async def _commit(self, groups: list[_Group], *, again: bool = False) -> None:
+        """Carry out a batch; `again`: its commit has failed once, and it is known that nothing was stored."""
         asked = [request for group in groups for request in group.asked]
         try:
             outcomes = await self._write(asked)
         except CommitUncertain as error:
             self._cache.forget_commit(final=False)
-            await self._settle(groups, error)
+            await self._settle(groups, error, again=again)
         except Unavailable as error:
             self._give_up(groups, error)
         except Exception as error:
@@ -204,12 +205,13 @@ class Committer:
         self._tell()
         self._cache.forget_commit(final=True)
         self.failing = str(error)
+        self._known_at = time.monotonic()
         _fail(groups, error)
 
     async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
         reach("committed")
         self.failing = None
-        self._stored_at = time.monotonic()
+        self._known_at = time.monotonic()
         self._bugs = 0
         self.commits += 1
         self.requests += len(outcomes)
@@ -279,8 +281,8 @@ class Committer:
         self._cache.expect_commit(after - batch.events, after)
         return batch.outcomes
 
-    async def _settle(self, groups: list[_Group], uncertain: CommitUncertain) -> None:
-        """Find out whether a commit that was never answered took place; if not, carry the batch out again."""
+    async def _settle(self, groups: list[_Group], uncertain: CommitUncertain, *, again: bool) -> None:
+        """Find out whether a commit that was never answered took place; if not, the batch is carried out again."""
         batch = self._in_doubt
         assert batch is not None  # it was announced before its commit was sent
         log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
@@ -298,8 +300,10 @@ class Committer:
                 await asyncio.sleep(SETTLE_AGAIN_SECONDS)
         if committed:
             await self._succeed(groups, batch.outcomes)
+        elif again:
+            self._give_up(groups, DatabaseUnavailable(f"Nothing was stored, twice: {uncertain}"))
         else:
-            await self._commit(groups)
+            await self._commit(groups, again=True)
 
     @property
     def under_way_seconds(self) -> float:
@@ -308,14 +312,16 @@ class Committer:
 
     async def trouble(self) -> str | None:
         """Return why nothing can be stored; None: something was lately, or an empty transaction can be written."""
-        lately = self.failing is None and time.monotonic() - self._stored_at < STORED_SECONDS
+        # Also after a failure: a small change may succeed where an order does not, on a disk that is all but full.
+        lately = time.monotonic() - self._known_at < KNOWN_SECONDS
         if not lately and self._bugs < BUGS_IN_A_ROW:
             try:
-                await self._database.write(write_nothing)
+                # A change of no row finds a lock, or a server that is read-only; a full disk only one of a row.
+                await self._database.write(write_nothing if self.failing is None else write_the_same)
                 self.failing = None
-                self._stored_at = time.monotonic()
             except ExpediterError as error:
                 self.failing = str(error)
+            self._known_at = time.monotonic()
         return self.failing
 
     async def keep_house(self) -> None:

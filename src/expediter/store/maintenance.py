@@ -27,6 +27,7 @@ _WRITE_NOTHING = (
     update(schema.counters).where(schema.counters.c.name == "").values(value=schema.counters.c.value),
     update(schema.feed).where(schema.feed.c.feed_id == -1).values(position=schema.feed.c.position),
 )
+_SAME_POSITION = update(schema.feed).values(position=schema.feed.c.position)
 _ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
 
 
@@ -34,6 +35,11 @@ async def write_nothing(connection: Connection) -> None:
     """Do what only a database can that takes orders."""
     for statement in _WRITE_NOTHING:
         await connection.run(statement)
+
+
+async def write_the_same(connection: Connection) -> None:
+    """Write a row as it is."""
+    await connection.run(_SAME_POSITION)
 
 
 async def remove_expired_keys(connection: Connection) -> int:

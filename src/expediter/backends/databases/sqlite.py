@@ -36,7 +36,7 @@ from expediter.errors import (
 )
 
 #: How long a writer waits for another process's write to end, in seconds.
-LOCK_WAIT_SECONDS = 5.0
+LOCK_WAIT_SECONDS = 3.0
 #: Most values in one statement; SQLite allows 32,766 by default.
 VALUES_PER_STATEMENT_MAX = 30_000
 #: Threads that read; SQLite readers never wait for the writer, nor it for them.
