@@ -23,6 +23,8 @@ from serving import Serving
 
 #: Seconds for which a server does nothing.
 SICK_SECONDS = 13.0
+#: From when to when what clients are answered says what the illness does, in seconds from its beginning.
+MIDST_SECONDS = (3.0, SICK_SECONDS - 1.5)
 #: Seconds that a write, and a look at the health, may take; with what a busy machine adds.
 ANSWER_SECONDS_MAX = 10.0 + 2.0
 LOOK_SECONDS_MAX = 2.0 + 1.0
@@ -94,10 +96,16 @@ def endure(service: Serving, sick: Callable[[], Any], *, down: bool) -> Clients:
         wait_until(lambda: len(clients.placed) > 20)
         with ThreadPoolExecutor(1) as other:
             illness = other.submit(sick)
-            # What was under way when it began may have been answered before it.
-            clients.unwell.set() if illness.done() else threading.Timer(2.5, clients.unwell.set).start()
+            # Only what is answered in its midst counts: not what was under way when it began, or as it ends.
+            timers = (
+                threading.Timer(MIDST_SECONDS[0], clients.unwell.set),
+                threading.Timer(MIDST_SECONDS[1], clients.unwell.clear),
+            )
+            for timer in timers:
+                timer.start()
             illness.result()
-        clients.unwell.clear()
+            for timer in timers:
+                timer.join()
         began = time.monotonic()
         before = len(clients.placed)
         wait_until(lambda: service.client.get("/readyz").status_code == 200)
@@ -177,8 +185,8 @@ def test_a_database_that_became_read_only_is_found_out_by_looking(folder: Path, 
         if isinstance(mortal, PostgresServer):  # sessions that are open have it as it was
             ours = f"usename = '{mortal.user}' AND pid <> pg_backend_pid()"
             mortal.query(name, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
-        wait_until(lambda: service.client.get("/readyz").status_code == 503)
-        assert service.client.get("/health").status_code == 503
+        for path in ("/readyz", "/health"):
+            wait_until(lambda path=path: service.client.get(path).status_code == 503)  # type: ignore[misc]
         mortal.query(mortal.user, on)
         wait_until(lambda: service.client.get("/readyz").status_code == 200)
         assert service.client.post("/orders", json=BODY).status_code == 201

@@ -316,7 +316,7 @@ class Committer:
         lately = time.monotonic() - self._known_at < KNOWN_SECONDS
         if not lately and self._bugs < BUGS_IN_A_ROW:
             try:
-                # A change of no row finds a lock, or a server that is read-only; a full disk only one of a row.
+                # A change of no row finds a lock, or a server that is read-only; only one of a row a full disk.
                 await self._database.write(write_nothing if self.failing is None else write_the_same)
                 self.failing = None
             except ExpediterError as error:

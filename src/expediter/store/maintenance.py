@@ -38,7 +38,8 @@ async def write_nothing(connection: Connection) -> None:
 
 
 async def write_the_same(connection: Connection) -> None:
-    """Write a row as it is."""
+    """Do the same, and write a row as it is."""
+    await write_nothing(connection)
     await connection.run(_SAME_POSITION)
 
 
