@@ -65,6 +65,15 @@ def test_the_same_request_in_other_words_is_the_same(idle_service: Serving) -> N
     assert answers[0].json()["order_id"] in other.json()["error"]
 
 
+def test_a_changed_setting_makes_no_other_request(folder: Any) -> None:
+    """Sent again to a service that was started anew with other stages, a request is still the same."""
+    key = fresh_key()
+    with Serving(folder, "--no-workers", STAGES="payment") as before:
+        first = send(before, "POST", "/orders", key, BODY)
+    with Serving(folder, "--no-workers", STAGES="fulfilment") as after:
+        same(first, send(after, "POST", "/orders", key, BODY))
+
+
 def test_two_keys_are_400(idle_service: Serving) -> None:
     """A request has one Idempotency-Key."""
     headers = [("Idempotency-Key", fresh_key()), ("Idempotency-Key", fresh_key())]

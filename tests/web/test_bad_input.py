@@ -235,6 +235,13 @@ def test_a_name_that_is_given_twice_is_400(idle_service: Serving, body: str) -> 
     assert "twice" in refusal(send(idle_service, body), 400)["error"]
 
 
+def test_many_names_of_which_the_last_comes_twice_hold_nobody_up(idle_service: Serving) -> None:
+    """To find the one costs no more than to read the body: the time does not grow with its square."""
+    names = ",".join(f'"{number:x}":1' for number in range(90_000))
+    refused = refusal(send(idle_service, f'{{{names},"15f8f":2}}'), 400)
+    assert "twice" in refused["error"] and "15f8f" in refused["error"]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

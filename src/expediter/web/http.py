@@ -11,10 +11,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from expediter.errors import BadRequest, Fault, InvalidInput
 from expediter.orders.commands import PlaceOrder
+from expediter.orders.order import Stages
 from expediter.store.submissions import Answer, IdempotencyKey
 
 Header = tuple[bytes, bytes]
@@ -208,10 +210,11 @@ class Call:
 def fingerprinted(asked: Any) -> bytes:
     """Return what identifies a request: the same for all that ask for the same."""
     if isinstance(asked, PlaceOrder):
-        # Its id if the client has chosen it; and neither the time nor what the settings add.
+        # Its id if the client has chosen it; and neither the time nor the stages, which the settings say.
         changes: dict[str, Any] = {"order_id": ""} if asked.fresh else {}
         metadata = _plain_numbers(msgspec.json.decode(asked.metadata))
-        return _sorted_json((msgspec.structs.replace(asked, placed_at=None, metadata="", **changes), metadata))
+        plain = replace(asked, placed_at=None, stages=Stages.PAYMENT, metadata="", **changes)
+        return _sorted_json((plain, metadata))
     return _sorted_json(asked)
 
 

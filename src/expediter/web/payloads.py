@@ -283,9 +283,11 @@ def _plain(body: bytes) -> Any:
 def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) < len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRequest(f"The body names {json.dumps(twice)} twice in one object")
+        seen: set[str] = set()
+        for name, _ in members:
+            if name in seen:
+                raise BadRequest(f"The body names {json.dumps(name)} twice in one object")
+            seen.add(name)
     return found
 
 
