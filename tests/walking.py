@@ -168,7 +168,7 @@ class Walk:
 
     def _upset_the_cache(self) -> None:
         random = Random(f"{self.seed} cache")
-        with closing(Redis.from_url(self.cache)) as client:
+        with closing(Redis.from_url(self.cache, socket_timeout=PATIENCE_SECONDS)) as client:
             while not self._stop.wait(random.uniform(*UPSET_SECONDS)):
                 upset, undone = random.choice(UPSETS)
                 client.execute_command(*upset.split())
@@ -308,7 +308,7 @@ class Walk:
         """Return how many accepted commands are not settled."""
         if self.queued is None:
             return 0
-        with closing(Redis.from_url(self.queued["REDIS_URL"])) as client:
+        with closing(Redis.from_url(self.queued["REDIS_URL"], socket_timeout=PATIENCE_SECONDS)) as client:
             return int(client.zcard("orders:accepted"))  # type: ignore[arg-type]
 
     def _left(self) -> object:

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     cache_disabled: bool = Field(False, description="true: every read goes to the database")
     admin_password: SecretStr | None = Field(None, description="opens the admin calls; without it they are off")
     payment_gateway: str = Field("simulated", description="simulated, or simulated:///ledger/file?seed=7")
+    gateway_key_prefix: str = Field(
+        "",
+        pattern="^[A-Za-z0-9._-]{0,64}$",
+        description="tells apart installations that share an account at the gateway; fixed by the first start",
+    )
     payment_mock_success_rate: float = Field(0.95, ge=0, le=1, description="share of simulated calls that work")
     payment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated gateway")
     payment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated gateway")

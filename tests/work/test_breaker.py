@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from auditing import assert_sound, gateway_with_ledger, rows, wait_until
+from expediter.orders.resilience import RETRIES_PER_CALL, RETRY_BURST, RETRY_SECONDS
 from serving import Serving
 
 ORDERS = 2_000
@@ -26,6 +28,23 @@ def test_a_gateway_that_fails_now_and_then_never_opens_it(folder: Path) -> None:
         wait_until(lambda: rows(folder, "SELECT count(*) FROM orders WHERE status = 'confirmed'") == [(ORDERS,)])
         assert rows(folder, "SELECT * FROM circuit_breakers") == before
         assert service.client.get("/health").json()["status"] == "healthy"
+    assert_sound(folder)
+
+
+def test_retries_are_a_tenth_of_first_calls_while_the_gateway_fails(folder: Path) -> None:
+    """With a breaker that never opens, a failing gateway gets the burst, a tenth, and one more a second."""
+    settings = {**MANY, "PAYMENT_MOCK_SUCCESS_RATE": "0", "CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1000000"}
+    began = time.monotonic()
+    with Serving(folder, PAYMENT_RETRY_ATTEMPTS="20", **settings) as service:
+        place_many(service, ORDERS)
+        postponed = "SELECT count(*) FROM events WHERE type = 'payment.postponed'"
+        wait_until(lambda: rows(folder, postponed)[0][0] > ORDERS)
+        calls = "SELECT count(*), count(DISTINCT order_id) FROM payment_attempts WHERE outcome = 'unavailable'"
+        ended, first = rows(folder, calls)[0]
+        assert first == ORDERS
+        assert (
+            ended - first <= RETRY_BURST + ORDERS * RETRIES_PER_CALL + (time.monotonic() - began) / RETRY_SECONDS
+        )
     assert_sound(folder)
 
 

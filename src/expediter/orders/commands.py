@@ -73,11 +73,15 @@ class RecordRefusal(Command, frozen=True, gc=False, kw_only=True):
 
 
 class ClaimJob(Command, frozen=True, gc=False, kw_only=True):
-    """Lease the order's due job and take its first step (store the intent to charge, start fulfilment)."""
+    """Lease the order's due job and take its first step (store the intent to charge, start fulfilment).
+
+    `key_prefix` goes into the key of the call to the gateway.
+    """
 
     holder: str
     lease: int
     claims_max: int
+    key_prefix: str = ""
 
 
 class WorkerCommand(Command, frozen=True, gc=False, kw_only=True):

@@ -175,7 +175,7 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
     )
     match job.kind:
         case JobKind.CHARGE:
-            _start_charge(draft)
+            _start_charge(draft, command.key_prefix)
         case JobKind.CONFIRM:
             _skip_payment(draft)
         case JobKind.FULFIL:
@@ -184,7 +184,8 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
             if draft.order.charging:
                 draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the refund")
             # The same key again: whatever became of the last call, the gateway refunds once.
-            _start_attempt(draft, "refund", "refund.started", Changes(charging=True))
+            changes = Changes(charging=True)
+            _start_attempt(draft, "refund", "refund.started", changes, command.key_prefix)
 
 
 def _skip_payment(draft: Draft) -> None:
@@ -195,7 +196,7 @@ def _skip_payment(draft: Draft) -> None:
     draft.job = None
 
 
-def _start_charge(draft: Draft) -> None:
+def _start_charge(draft: Draft, key_prefix: str) -> None:
     order = draft.order
     if order.charging:
         # The last holder stored its intent and never came back: nobody knows what the gateway did.
@@ -208,10 +209,10 @@ def _start_charge(draft: Draft) -> None:
             charge_started_at=draft.now,
             processing_started_at=order.processing_started_at or draft.now,
         )
-        _start_attempt(draft, "charge", "payment.started", changes)
+        _start_attempt(draft, "charge", "payment.started", changes, key_prefix)
 
 
-def _start_attempt(draft: Draft, action: str, type: str, changes: Changes) -> None:
+def _start_attempt(draft: Draft, action: str, type: str, changes: Changes, key_prefix: str) -> None:
     order = draft.order
     number = order.attempts + 1
     draft.change(type, replace(changes, attempts=number))
@@ -220,7 +221,7 @@ def _start_attempt(draft: Draft, action: str, type: str, changes: Changes) -> No
             order_id=order.order_id,
             number=number,
             action=action,
-            gateway_key=gateway_key(order.order_id, order.generation),
+            gateway_key=gateway_key(order.order_id, order.generation, key_prefix),
             amount_minor=order.total_minor,
             currency=order.currency,
             started_at=draft.now,

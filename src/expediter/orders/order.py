@@ -209,6 +209,10 @@ def is_order_id(text: str) -> bool:
     return _ORDER_ID.fullmatch(text) is not None and text not in RESERVED_IDS
 
 
-def gateway_key(order_id: str, generation: int) -> str:
-    """Return the idempotency key under which the gateway sees this order's charge (UUIDv5, RFC 9562)."""
-    return str(uuid.uuid5(_KEY_NAMESPACE, f"{order_id}:{generation}"))
+def gateway_key(order_id: str, generation: int, prefix: str = "") -> str:
+    """Return the idempotency key under which the gateway sees this order's charge (UUIDv5, RFC 9562).
+
+    `prefix` tells apart installations that share an account at the gateway; no order's id has a colon.
+    """
+    name = f"{order_id}:{generation}"
+    return str(uuid.uuid5(_KEY_NAMESPACE, f"{prefix}:{name}" if prefix else name))

@@ -23,6 +23,15 @@ BACKOFF_BASE = 1 * MICROSECONDS
 BACKOFF_CAP = 30 * MICROSECONDS
 #: Calls that a process looks back at, at most, to judge whether the gateway is down.
 LAST_CALLS_MAX = 10_000
+#: Calls to a failing gateway that may be made again at once, the share of first calls beyond them, and the seconds
+#: after which one may be in any case.
+RETRY_BURST = 100
+RETRIES_PER_CALL = 0.1
+RETRY_SECONDS = 1.0
+#: The gateway is taken to be well while fewer than a tenth of so many last calls failed.
+WELL_CALLS = 20
+#: How long a call waits that may not be made again yet, at least and at most, in microseconds.
+POSTPONED_MIN, POSTPONED_MAX = 2 * MICROSECONDS, 10 * MICROSECONDS
 #: How long a probe may take before another process may send one, in microseconds.
 PROBE_LEASE = 30 * MICROSECONDS
 
@@ -76,6 +85,45 @@ class CallWatch:
         """Begin to count anew: it is known elsewhere, or it was this process that slept."""
         self.failures = 0
         self._failed.clear()
+
+
+class RetryBudget:
+    """How many calls to the gateway a process may make again while the gateway fails.
+
+    A gateway in trouble gets a call for each order, and then another for each that failed: retries are what keeps
+    it down. So while it fails they are at most a tenth of the first calls, after a burst of `RETRY_BURST`; and one
+    a second at least, so that every order gets its turn. As long as the last calls went well there is no limit.
+    The bound is that of Finagle's retry budgets (Twitter, 2016).
+    """
+
+    def __init__(self) -> None:
+        """The whole burst is there, and nothing has failed."""
+        self._left = float(RETRY_BURST)
+        self._failed: deque[bool] = deque(maxlen=WELL_CALLS)
+        self._last_at = -math.inf
+
+    def first(self) -> None:
+        """Take note of a first call: it earns a tenth of a retry."""
+        self._left = min(float(RETRY_BURST), self._left + RETRIES_PER_CALL)
+
+    def end(self, *, failed: bool) -> None:
+        """Take note of how a call ended."""
+        self._failed.append(failed)
+
+    def forget(self) -> None:
+        """Take the gateway to be well again: the breaker's probe says so."""
+        self._failed.clear()
+
+    def take(self, now: float) -> bool:
+        """Return whether a call may be made again, at `now` seconds of a clock that only goes forward."""
+        if sum(self._failed) <= WELL_CALLS * RETRIES_PER_CALL - 1:
+            return True
+        if self._left >= 1:
+            self._left -= 1
+        elif now - self._last_at < RETRY_SECONDS:
+            return False
+        self._last_at = now
+        return True
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Intake, Settings
 from expediter.store import lookups
 from expediter.store.committer import Committer
+from expediter.store.installation import bind_key_prefix
 from expediter.store.migrations import upgrade
 from expediter.store.queries import ORDERS_PER_LOOK, Accepted, NothingAccepted, Queries
 from expediter.store.standing import read_standing
@@ -109,6 +110,8 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     await asyncio.to_thread(upgrade, settings.database)
     async with AsyncExitStack() as stack:
         service = await open_parts(settings, stack, working=working)
+        if working:
+            await service.database.write(partial(bind_key_prefix, prefix=settings.gateway_key_prefix))
         await _reach(service.broker)
         service.committer.start()
         if service.worker is not None:
@@ -237,6 +240,7 @@ def _worker(
         lease=int(settings.lease_seconds * MICROSECONDS),
         random=random.random,
         lines=lines.ask,
+        key_prefix=settings.gateway_key_prefix,
     )
     return Worker(
         committer,

@@ -121,6 +121,15 @@ incarnation = Table(
     **_MYSQL,
 )
 
+#: One row: what the database is bound to for as long as it lives (store/installation.py).
+installation = Table(
+    "installation",
+    metadata,
+    Column("installation_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("gateway_key_prefix", String(64), nullable=True),
+    **_MYSQL,
+)
+
 #: The next action of each order that is not at rest; a parked job keeps its row and has `dead_at`.
 jobs = Table(
     "jobs",

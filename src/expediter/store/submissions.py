@@ -93,12 +93,13 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClaimDue(msgspec.Struct, frozen=True, gc=False):
-    """Ask for up to `limit` due jobs."""
+    """Ask for up to `limit` due jobs; `key_prefix` goes into the keys of calls to the gateway."""
 
     holder: str
     limit: int
     lease: int
     claims_max: int
+    key_prefix: str = ""
 
 
 class ReportBreaker(msgspec.Struct, frozen=True, gc=False):

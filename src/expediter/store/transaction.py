@@ -301,7 +301,11 @@ class _Batch:
         self._know(found)
         for order, _ in found:
             command = ClaimJob(
-                order_id=order.order_id, holder=asked.holder, lease=asked.lease, claims_max=asked.claims_max
+                order_id=order.order_id,
+                holder=asked.holder,
+                lease=asked.lease,
+                claims_max=asked.claims_max,
+                key_prefix=asked.key_prefix,
             )
             try:
                 applied = self._decide(command)

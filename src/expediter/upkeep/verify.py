@@ -17,6 +17,7 @@ from expediter.orders.laws import Dossier, Verified, breaches
 from expediter.orders.order import Order, PaymentStatus, gateway_key
 from expediter.payments.simulated import LedgerEntry, read_ledger
 from expediter.store import audit
+from expediter.store.installation import read_key_prefix
 
 #: Keys of a deleted order that are known again: it was declined and charged anew less often than that.
 GENERATIONS_MAX = 10
@@ -52,7 +53,7 @@ async def verify(database: Database, *, ledger: Path | None, advance: Callable[[
     Raises DatabaseUnavailable, ConfigurationError.
     """
     verified = Verified()
-    books = None if ledger is None else _Books(ledger, verified)
+    books = None if ledger is None else _Books(ledger, verified, await database.read(read_key_prefix))
 
     async def work(connection: Connection) -> None:
         await _orders(connection, verified, advance, books)
@@ -114,8 +115,9 @@ class _Books:
     what the orders say must be in the books by the end.
     """
 
-    def __init__(self, ledger: Path, verified: Verified) -> None:
+    def __init__(self, ledger: Path, verified: Verified, key_prefix: str) -> None:
         self._ledger = ledger
+        self._key_prefix = key_prefix
         self._verified = verified
         self._before = self._read()
         self._unknown = set(self._before)
@@ -132,9 +134,9 @@ class _Books:
         """Hold what the books had of an order against what it says."""
         order = dossier.order
         status = order.payment_status
-        now = gateway_key(order.order_id, order.generation)
+        now = gateway_key(order.order_id, order.generation, self._key_prefix)
         for generation in range(1, order.generation + 1):
-            key = gateway_key(order.order_id, generation)
+            key = gateway_key(order.order_id, generation, self._key_prefix)
             for action in ("charge", "refund"):
                 entry = self._before.get((action, key))
                 if entry is None:
@@ -160,7 +162,7 @@ class _Books:
         """Take note that these orders are deleted: their charges are nobody's any more."""
         for order_id in order_ids:
             for generation in range(1, GENERATIONS_MAX + 1):
-                key = gateway_key(order_id, generation)
+                key = gateway_key(order_id, generation, self._key_prefix)
                 self._unknown -= {("charge", key), ("refund", key)}
 
     def close(self) -> None:

@@ -38,7 +38,10 @@ CALL_SECONDS_MAX = 15.0
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """What the stages work with; `random` returns a number in [0, 1), `lines` reads an order's lines."""
+    """What the stages work with.
+
+    `random` returns a number in [0, 1), `lines` reads an order's lines, `key_prefix` goes into the gateway's keys.
+    """
 
     gateway: PaymentGateway
     fulfiller: Fulfiller
@@ -46,6 +49,7 @@ class Tools(msgspec.Struct, frozen=True):
     lease: int
     random: Callable[[], float]
     lines: Callable[[str], Awaitable[Sequence[Line]]]
+    key_prefix: str = ""
 
     @property
     def call_seconds_max(self) -> float:
@@ -90,7 +94,7 @@ async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
 
 
 async def _charge_once(order: Order, tools: Tools, settling: bool) -> str:
-    key = gateway_key(order.order_id, order.generation)
+    key = gateway_key(order.order_id, order.generation, tools.key_prefix)
     if settling:
         found = await tools.gateway.find(key)
         if found is not None:
@@ -102,9 +106,8 @@ async def _charge_once(order: Order, tools: Tools, settling: bool) -> str:
 
 async def _refund(claimed: Claimed, tools: Tools) -> WorkerCommand:
     order, job = claimed.order, claimed.job
-    outcome, reference, error = await _call(
-        tools.gateway.refund(gateway_key(order.order_id, order.generation)), tools.call_seconds_max
-    )
+    key = gateway_key(order.order_id, order.generation, tools.key_prefix)
+    outcome, reference, error = await _call(tools.gateway.refund(key), tools.call_seconds_max)
     if outcome is PaymentOutcome.DECLINED:
         error = f"the gateway refuses the refund: {error}"
         return ParkJob(order_id=order.order_id, fence=job.fence, error=error, outcome=outcome)

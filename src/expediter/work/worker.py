@@ -17,7 +17,15 @@ from expediter.backends.tasks import Background, Pauses
 from expediter.errors import ExpediterError, StaleLease, Unavailable
 from expediter.orders.commands import FailJob, RecordCall, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
 from expediter.orders.order import MICROSECONDS, JobKind, Order, PaymentOutcome
-from expediter.orders.resilience import GATEWAY_KINDS, Breaker, CallWatch, backoff
+from expediter.orders.resilience import (
+    GATEWAY_KINDS,
+    POSTPONED_MAX,
+    POSTPONED_MIN,
+    Breaker,
+    CallWatch,
+    RetryBudget,
+    backoff,
+)
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
 from expediter.work.stages import Tools, run
@@ -63,6 +71,7 @@ class Worker:
         self._give_up = False
         self._breaker = Breaker()
         self._watch = CallWatch(breaker_threshold)
+        self._budget = RetryBudget()
 
     @property
     def busy(self) -> int:
@@ -128,15 +137,20 @@ class Worker:
             pass
 
     async def _claim(self, limit: int) -> Claims | None:
-        asked = ClaimDue(self._holder, limit, self._tools.lease, CLAIMS_MAX)
+        asked = ClaimDue(self._holder, limit, self._tools.lease, CLAIMS_MAX, self._tools.key_prefix)
         try:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
             log.warning("jobs cannot be claimed now", error=str(error))
             return None
         assert isinstance(claims, Claims)
-        self._breaker = claims.breaker
+        self._hear(claims.breaker)
         return claims
+
+    def _hear(self, breaker: Breaker) -> None:
+        if self._breaker.open_until is not None and breaker.open_until is None:
+            self._budget.forget()
+        self._breaker = breaker
 
     def _spawn(self, claimed: Claimed) -> None:
         task = asyncio.create_task(self._work(claimed))
@@ -164,8 +178,14 @@ class Worker:
     async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:
         """Return what came of the job, and whether that tells anything about the other side."""
         order, fence = claimed.order, claimed.job.fence
-        if claimed.job.kind is not JobKind.FULFIL and self._breaker.open_until is not None and not claimed.probe:
-            return ReleaseJob(order_id=order.order_id, fence=fence), False
+        if claimed.job.kind in GATEWAY_KINDS and not claimed.probe:
+            if self._breaker.open_until is not None:
+                return ReleaseJob(order_id=order.order_id, fence=fence), False
+            if not claimed.job.failures:
+                self._budget.first()
+            elif not self._budget.take(asyncio.get_running_loop().time()):
+                later = random.randint(POSTPONED_MIN, POSTPONED_MAX)
+                return ReleaseJob(order_id=order.order_id, fence=fence, retry_in=later), False
         try:
             return await run(claimed, self._tools, claimed.job.due_at - self._tools.lease), True
         except asyncio.CancelledError:
@@ -185,6 +205,7 @@ class Worker:
             self._watch.end(under_way, failed=None)
             return None
         away = command.outcome in (PaymentOutcome.UNAVAILABLE, PaymentOutcome.UNKNOWN)
+        self._budget.end(failed=away)
         down = self._watch.end(under_way, failed=away)
         if not (down or claimed.probe or (not away and self._breaker.open_until is not None)):
             return None
@@ -216,7 +237,7 @@ class Worker:
                 await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
         for outcome in outcomes:
             if isinstance(outcome, Breaker):
-                self._breaker = outcome
+                self._hear(outcome)
                 if outcome.open_until is not None:
                     self._watch.forget()  # all know it now
         first = outcomes[0]

@@ -1,0 +1,67 @@
+"""Two installations that share an account at the gateway, told apart by GATEWAY_KEY_PREFIX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from auditing import wait_until
+from expediter.payments.simulated import read_ledger
+from serving import PATIENCE_SECONDS, Serving, environment
+from storing import Place
+from verifying import assert_verified
+
+ORDER = {"order_id": "ORD-1", "customer_id": "c", "items": [{"item_id": "i", "quantity": 1, "price": 10}]}
+
+
+def charged(service: Serving) -> bool:
+    order = service.client.get("/orders/ORD-1").json()
+    return bool(order["payment_status"] == "paid")
+
+
+def test_two_orders_of_one_id_are_both_charged(tmp_path: Path) -> None:
+    """Each shop names its orders itself, and the gateway sees two keys; a refund is of the own charge."""
+    # Named from the shops' own folders, so that no shop is held against books that are not its alone.
+    ledger = {"PAYMENT_GATEWAY": "simulated://../ledger.jsonl", "STAGES": "payment"}
+    with ExitStack() as stack:
+        shops = []
+        for number, prefix in enumerate(["", "shop-2"]):
+            folder = tmp_path / f"shop-{number}"
+            folder.mkdir()
+            shop = stack.enter_context(Serving(folder, GATEWAY_KEY_PREFIX=prefix, **ledger))
+            shops.append(shop)
+            order = {**ORDER, "items": [{"item_id": "i", "quantity": 1, "price": 10 + number}]}
+            assert shop.client.post("/orders", json=order).status_code == 201
+            wait_until(lambda shop=shop: charged(shop))  # type: ignore[misc]
+        entries = read_ledger(tmp_path / "ledger.jsonl").values()
+        assert sorted(entry.amount_minor for entry in entries) == [1000, 1100]
+        assert shops[1].client.post("/orders/ORD-1/cancel").status_code == 202
+        wait_until(lambda: shops[1].client.get("/orders/ORD-1").json()["payment_status"] == "refunded")
+        assert charged(shops[0])
+        refunds = [entry for entry in read_ledger(tmp_path / "ledger.jsonl").values() if entry.action == "refund"]
+        assert [entry.amount_minor for entry in refunds] == [1100]
+
+
+@pytest.mark.parametrize("first", ["", "shop-2"])
+def test_a_database_keeps_the_prefix_that_it_was_begun_with(at: Place, tmp_path: Path, first: str) -> None:
+    """A start with another one is refused in a sentence: an open charge would get a second key."""
+    with Serving(tmp_path, DATABASE_URL=at.address, GATEWAY_KEY_PREFIX=first):
+        pass
+    other = subprocess.run(
+        [sys.executable, "-m", "expediter", "serve"],
+        cwd=tmp_path,
+        env=environment(tmp_path, DATABASE_URL=at.address, GATEWAY_KEY_PREFIX="other"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert other.returncode == 2
+    assert f"this database was begun with {first!r}" in other.stderr
+    with Serving(tmp_path, DATABASE_URL=at.address, GATEWAY_KEY_PREFIX=first) as service:
+        assert service.client.post("/orders", json=ORDER).status_code == 201
+        wait_until(lambda: service.client.get("/orders/ORD-1").json()["status"] == "completed")
+    assert_verified(at.address, None)
