@@ -35,18 +35,23 @@ _SESSION = (
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     f"SET SESSION lock_wait_timeout = {LOCK_SECONDS_MAX}, innodb_lock_wait_timeout = {LOCK_SECONDS_MAX}"
 )
-#: Rows in one statement, at most: `max_allowed_packet` is 16 MiB, and a long order's event is some 200 KiB.
+#: Rows in one statement, at most.
 ROWS_PER_STATEMENT_MAX = 50
+#: Bytes of one statement of several rows, at most. A server with a smaller `max_allowed_packet` is refused at the
+#: start: the largest order, 1 MiB as it comes in, is up to 2.5 MiB as a row's text.
+STATEMENT_BYTES_MAX = 4 * 1024 * 1024
 
 _statements = Compiler(mysql.dialect(paramstyle="pyformat"), lambda number: "%s")
 _TLS_MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 #: Deadlock, lock wait timeout, record changed since it was read, duplicate key.
 _COLLISIONS = frozenset({1213, 1205, 1020, 1062})
-#: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long.
-_REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366})
+#: CHECK constraint (MariaDB, MySQL), SIGNAL of a trigger, null, out of range, too long, longer than a packet.
+_REFUSALS = frozenset({4025, 3819, 1644, 1048, 1264, 1406, 1366, 1153})
 #: What tells of the server or of the session rather than of the statement (read-only, shutting down, out of memory
 #: or disk, not ready in its cluster): such a session may stay so. It is given up, and the next one is new.
-_GONE_BAD = frozenset({1290, 1792, 1836, 1053, 1021, 1037, 1041, 1047, 1077, 1079, 1158, 1159, 1160, 1161, 3159})
+_GONE_BAD = frozenset(
+    {1290, 1792, 1836, 1053, 1021, 1037, 1041, 1047, 1077, 1079, 1153, 1158, 1159, 1160, 1161, 3159}
+)
 #: Without a detour by the server's own time zone, in which an hour comes twice a year.
 _NOW = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
@@ -80,10 +85,25 @@ class MysqlConnection:
 
     async def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
         marks = f"({', '.join(['%s'] * len(table.columns))})"
+        await self._of_rows(rows, lambda n: f"INSERT INTO {table.name} VALUES {', '.join([marks] * n)} {upsert}")
+
+    async def _of_rows(self, rows: Sequence[Row], text_of: Callable[[int], str]) -> int:
+        """Carry out statements of many rows, none too long for the server; return how many rows they found.
+
+        `text_of` makes the statement for so many rows.
+        """
+        found = 0
         for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
             part = rows[start : start + ROWS_PER_STATEMENT_MAX]
-            text = f"INSERT INTO {table.name} VALUES {', '.join([marks] * len(part))} {upsert}"
-            await self._cursor.execute(text, [value for row in part for value in row])
+            text = self._cursor.mogrify(text_of(len(part)), [value for row in part for value in row])
+            # A character has four bytes at most.
+            if len(part) > 1 and len(text) > STATEMENT_BYTES_MAX // 4 and len(text.encode()) > STATEMENT_BYTES_MAX:
+                middle = len(part) // 2
+                found += await self._of_rows(part[:middle], text_of)
+                found += await self._of_rows(part[middle:], text_of)
+            else:
+                found += await self._cursor.execute(text)
+        return found
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
@@ -97,12 +117,12 @@ class MysqlConnection:
         other = ", ".join(["%s"] * len(names))
         changes = ", ".join(f"t.{name} = v.c{number}" for number, name in enumerate(columns))
         on = " AND ".join(f"t.{name} = v.c{number}" for number, name in enumerate(keys, len(columns)))
-        found = 0
-        for start in range(0, len(rows), ROWS_PER_STATEMENT_MAX):
-            part = rows[start : start + ROWS_PER_STATEMENT_MAX]
-            made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (len(part) - 1))
-            text = f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
-            found += await self._cursor.execute(text, [value for row in part for value in row])
+
+        def text_of(number: int) -> str:
+            made_up = " UNION ALL ".join([f"SELECT {first}"] + [f"SELECT {other}"] * (number - 1))
+            return f"UPDATE {table.name} t JOIN ({made_up}) v ON {on} SET {changes}"
+
+        found = await self._of_rows(rows, text_of)
         if found != len(rows):
             raise Collision(table, found, len(rows))
 

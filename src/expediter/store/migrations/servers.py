@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from expediter.backends.databases.mysql import tls_of
+from expediter.backends.databases.mysql import STATEMENT_BYTES_MAX, tls_of
 from expediter.backends.databases.postgresql import dsn_of
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 from expediter.store.migrations import HEAD, run_steps
@@ -54,6 +54,8 @@ async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECOND
     try:
         if url.get_backend_name() == "postgresql":
             await _check_encoding(connection)
+        else:
+            await _check_packets(connection)
         if await connection.run_sync(_step_of_server) == HEAD:
             return False
         await _lock_server(connection, url.get_backend_name(), lock_seconds)
@@ -96,6 +98,17 @@ async def _check_encoding(connection: AsyncConnection) -> None:
         raise ConfigurationError(
             f"The database is encoded in {encoding}, which cannot hold every text: make one with "
             "CREATE DATABASE orders ENCODING 'UTF8' TEMPLATE template0, and name that in DATABASE_URL"
+        )
+
+
+async def _check_packets(connection: AsyncConnection) -> None:
+    """Raise ConfigurationError for a server that would refuse the largest orders."""
+    packet = (await connection.execute(text("SELECT @@GLOBAL.max_allowed_packet"))).scalar_one()
+    await connection.rollback()
+    if packet < STATEMENT_BYTES_MAX:
+        raise ConfigurationError(
+            f"The database takes statements of up to max_allowed_packet={packet} bytes, too little for the "
+            f"largest orders: set max_allowed_packet=16M in its configuration (at least {STATEMENT_BYTES_MAX})"
         )
 
 
