@@ -66,6 +66,10 @@ def attending(folder: Path, settings: dict[str, str]) -> Iterator[None]:
             assert_verified(address, ledger if ledger.is_file() else None)
 
 
+class Died(AssertionError):
+    """A program ended before it was ready."""
+
+
 class Program:
     """One `expediter` process; what it writes to stderr is kept in `log`."""
 
@@ -96,7 +100,7 @@ class Program:
         while True:
             line = self._lines.get(timeout=max(0.01, deadline - time.monotonic()))
             if line is None:
-                raise AssertionError(f"the program ended without saying {pattern!r}: {self.log}")
+                raise Died(f"the program ended without saying {pattern!r}: {self.log}")
             if match := re.search(pattern, line):
                 return match
 
@@ -141,6 +145,8 @@ class Serving(Program):
                     return
             except httpx2.TransportError:
                 pass
+            if self.process.poll() is not None:
+                raise Died(f"the service ended before it was ready: {self.log}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"the service is not ready: {self.log}")
             time.sleep(0.01)

@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
@@ -22,7 +22,7 @@ from typing import Any
 from redis import Redis
 
 from auditing import assert_verified, gateway_with_ledger
-from serving import PATIENCE_SECONDS, Program, Serving
+from serving import PATIENCE_SECONDS, Died, Program, Serving
 from storing import Place
 
 #: What clients do, and how often of a hundred times.
@@ -164,7 +164,8 @@ class Walk:
                 if door.process.poll() is not None:
                     door.kill()
                     self.deaths += 1
-                    self._doors[index] = self._open_door(port=door.url.rpartition(":")[2])
+                    with suppress(Died):  # at a named moment, again: the next look finds the same dead door
+                        self._doors[index] = self._open_door(port=door.url.rpartition(":")[2])
 
     def _upset_the_cache(self) -> None:
         random = Random(f"{self.seed} cache")
