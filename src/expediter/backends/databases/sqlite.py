@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ LOCK_WAIT_SECONDS = 3.0
 VALUES_PER_STATEMENT_MAX = 30_000
 #: Threads that read; SQLite readers never wait for the writer, nor it for them.
 READERS = 2
-#: How many commits pass before a process asks again whether it may be the one that checkpoints.
-CHECKPOINTER_ASKS_EVERY_COMMITS = 256
-#: Pages of log (4 KiB each) after which the log is folded into the database.
-CHECKPOINT_PAGES = 4_000
+#: Bytes of log after which whoever commits folds it into the database.
+LOG_BYTES = 16_000_000
+#: Bytes of log from which on its readers are waited for, so that it begins anew; how long and how often (seconds).
+LOG_BYTES_MAX = 4 * LOG_BYTES
+RESTART_WAIT_SECONDS = 0.1
+RESTART_EVERY_SECONDS = 1.0
 
 _statements = Compiler(sqlite_dialect.dialect(paramstyle="pyformat"), lambda number: "?")
 
@@ -171,8 +174,7 @@ class SqliteDatabase:
         self._open: list[sqlite3.Connection] = []
         self._write_connection: sqlite3.Connection | None = None
         self._watch: sqlite3.Connection | None = None
-        self._checkpointer = _CheckpointerLock(path.with_name(path.name + "-checkpointer"))
-        self._commits = 0
+        self._log = _Log(path)
         self._file: tuple[int, int] | None = None
 
     def describe(self) -> str:
@@ -223,9 +225,6 @@ class SqliteDatabase:
             raw = self._write_connection
             if raw is None:
                 raw = self._write_connection = self._connect(read_only=False)
-            if self._commits % CHECKPOINTER_ASKS_EVERY_COMMITS == 0 and self._checkpointer.acquire():
-                raw.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-            self._commits += 1
             self._check_file(raw)
             raw.execute("BEGIN IMMEDIATE")
             try:
@@ -234,6 +233,7 @@ class SqliteDatabase:
                 raw.rollback()
                 raise
             self._commit(raw)
+            self._log.fold(raw)
             return result
 
     def _check_file(self, raw: sqlite3.Connection) -> None:
@@ -282,9 +282,9 @@ class SqliteDatabase:
         )
         raw.execute("PRAGMA journal_mode=WAL")
         raw.execute("PRAGMA synchronous=FULL")
-        # Below SQLite 3.51.3 two connections that checkpoint at once can damage the file: only the writer of
-        # one process does, the one that holds the checkpointer's lock.
         raw.execute("PRAGMA wal_autocheckpoint=0")
+        # What is longer was needed once, and is cut off when the log begins anew.
+        raw.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
         raw.execute(f"PRAGMA query_only={int(read_only)}")
         self._open.append(raw)
         return raw
@@ -310,30 +310,51 @@ class SqliteDatabase:
         self._readers.shutdown()
         for raw in self._open:
             raw.close()
-        self._checkpointer.release()
 
 
-class _CheckpointerLock:
-    """A file lock (flock) that one process holds for as long as it lives."""
+class _Log:
+    """The write-ahead log, folded into the database by whoever has committed when it is long.
+
+    Below SQLite 3.51.3 two connections that do so at once can damage the file, so a file lock is held meanwhile.
+    No process keeps it for longer: an idle one would leave the others' log to grow.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
+        self._path = f"{path}-wal"
+        self._lock = f"{path}-checkpointer"
+        self._restarted_at = -math.inf
 
-    def acquire(self) -> bool:
-        """Return True when this call took the lock, False when it is held already, here or elsewhere."""
-        if self._descriptor >= 0:
-            return False
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def fold(self, raw: sqlite3.Connection) -> None:
+        """Fold the log into the database if it is long; what keeps it from that is left to the next commit."""
+        with suppress(OSError, sqlite3.OperationalError):
+            size = os.stat(self._path).st_size
+            if size <= LOG_BYTES:
+                return
+            with self._alone() as alone:
+                if alone:
+                    self._checkpoint(raw, size)
+
+    def _checkpoint(self, raw: sqlite3.Connection, size: int) -> None:
+        # Nobody waits for anybody here; but the log does not begin anew as long as a reader still reads from it.
+        raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        now = time.monotonic()
+        if size > LOG_BYTES_MAX and now - self._restarted_at > RESTART_EVERY_SECONDS:
+            self._restarted_at = now
+            (wait,) = raw.execute("PRAGMA busy_timeout").fetchone()
+            raw.execute(f"PRAGMA busy_timeout={int(RESTART_WAIT_SECONDS * 1000)}")
+            try:
+                raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={wait}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield True
+                return
+            yield False
+        finally:
             os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
