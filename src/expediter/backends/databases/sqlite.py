@@ -326,13 +326,14 @@ class _Log:
 
     def fold(self, raw: sqlite3.Connection) -> None:
         """Fold the log into the database if it is long; what keeps it from that is left to the next commit."""
-        with suppress(OSError, sqlite3.OperationalError):
+        try:
             size = os.stat(self._path).st_size
-            if size <= LOG_BYTES:
-                return
-            with self._alone() as alone:
-                if alone:
-                    self._checkpoint(raw, size)
+            if size > LOG_BYTES:
+                with self._alone() as alone:
+                    if alone:
+                        self._checkpoint(raw, size)
+        except (OSError, sqlite3.OperationalError):
+            return
 
     def _checkpoint(self, raw: sqlite3.Connection, size: int) -> None:
         # Nobody waits for anybody here; but the log does not begin anew as long as a reader still reads from it.
