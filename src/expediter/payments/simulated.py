@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,12 @@ TOKEN_DECLINED = "tok_declined"
 TOKEN_UNAVAILABLE = "tok_unavailable"
 #: The charge succeeds but its answer is lost.
 TOKEN_UNKNOWN = "tok_unknown"
+
+
+#: Charges and refunds that are kept in memory without a ledger, some 30 MB; then the oldest are forgotten.
+ENTRIES_MAX = 100_000
+#: Charges and refunds in a ledger: each process keeps them all in memory, some 300 MB.
+LEDGER_ENTRIES_MAX = 1_000_000
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
@@ -42,7 +49,11 @@ def read_ledger(path: Path) -> dict[tuple[str, str], LedgerEntry]:
 
 
 class SimulatedGateway:
-    """Succeeds at a given rate after a random delay; a failure is a gateway that is briefly unavailable."""
+    """Succeeds at a given rate after a random delay; a failure is a gateway that is briefly unavailable.
+
+    Without a ledger it remembers the last `ENTRIES_MAX` charges and refunds. A refund of what it may have
+    forgotten succeeds: a real gateway would still know of it.
+    """
 
     name = "simulated"
     key_window_seconds = 24 * 3600
@@ -60,9 +71,10 @@ class SimulatedGateway:
         self._success_rate = success_rate
         self._latency = (latency_ms_min / 1000, latency_ms_max / 1000)
         self._random = Random(seed)
-        self._entries: dict[tuple[str, str], LedgerEntry] = {}
+        self._entries: OrderedDict[tuple[str, str], LedgerEntry] = OrderedDict()
         self._ledger = -1
         self._read = 0
+        self._has_forgotten = False
         if ledger is not None:
             self._open_ledger(ledger)
 
@@ -138,6 +150,8 @@ class SimulatedGateway:
         await self._delay()
         with self._books() as entries:
             charged = entries.get(("charge", idempotency_key))
+            if charged is None and self._has_forgotten:
+                return f"re_{idempotency_key}"
             if charged is None:
                 raise PaymentDeclined("There is no charge under this key to refund (simulated)")
             if ("refund", idempotency_key) not in entries:
@@ -156,7 +170,14 @@ class SimulatedGateway:
             await asyncio.sleep(self._random.uniform(low, high))
 
     def _enter(self, entry: LedgerEntry) -> None:
+        if self._ledger >= 0 and len(self._entries) >= LEDGER_ENTRIES_MAX:
+            raise PaymentUnavailable(
+                f"The ledger has {LEDGER_ENTRIES_MAX:,} entries and is full: name a new file in PAYMENT_GATEWAY"
+            )
         self._entries[entry.action, entry.key] = entry
+        if self._ledger < 0 and len(self._entries) > ENTRIES_MAX:
+            self._entries.popitem(last=False)
+            self._has_forgotten = True
         if self._ledger >= 0:
             self._read += os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
 
