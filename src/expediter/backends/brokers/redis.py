@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic
+from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic, Way
 from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
 from expediter.backends.tasks import Pauses
 from expediter.errors import BrokerUnavailable
@@ -114,10 +114,15 @@ class RedisBroker:
         """See Broker."""
         return self._reach.failing
 
+    @property
+    def hints_failing(self) -> str | None:
+        """See Broker. Hints and commands are in one Redis: they fail together."""
+        return self._reach.failing
+
     async def publish(self, topic: Topic, body: bytes) -> None:
         """See Broker. It is sent once: an answer that was lost leaves it open whether the message is there."""
         bound = ("MAXLEN", "~", HINTS_MAX) if topic is Topic.HINTS else ()
-        async with self._bounded(PUBLISH_SECONDS_MAX[topic], publishing=True):
+        async with self._bounded(PUBLISH_SECONDS_MAX[topic], Way.PUBLISHING):
             await _run(self._publishing, "XADD", STREAMS[topic], *bound, "*", "body", body)
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
@@ -134,7 +139,7 @@ class RedisBroker:
         except TimeoutError:
             return []
         try:
-            async with self._bounded(wait_seconds + ANSWER_SECONDS_MAX):
+            async with self._bounded(wait_seconds + ANSWER_SECONDS_MAX, Way.RECEIVING):
                 return await self._next(reading, limit, ends)
         except BrokerUnavailable:
             self._receive_at = time.monotonic() + self._pauses.next()
@@ -239,7 +244,7 @@ class RedisBroker:
 
     async def put_aside(self, body: bytes, reason: str) -> None:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
             await self._publishing.xadd(DEAD, {"body": body, "reason": reason})
 
     async def _remove(self, reading: _Reading, tokens: list[Any], aside: Sequence[Any] = ()) -> None:
@@ -248,7 +253,7 @@ class RedisBroker:
         Only what is put aside needs a transaction: a Redis out of memory refuses those, and must still be emptied.
         """
         pipeline = self._publishing.pipeline(transaction=bool(aside))
-        async with self._bounded(ANSWER_SECONDS_MAX), pipeline:
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING), pipeline:
             if aside:
                 pipeline.execute_command("XADD", *aside)
             pipeline.execute_command("XDEL", reading.stream, *tokens)
@@ -258,14 +263,14 @@ class RedisBroker:
 
     async def depth(self, topic: Topic) -> Depth:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
             waiting = await self._publishing.xlen(STREAMS[topic])
             dead = await self._publishing.xlen(DEAD) if topic is Topic.COMMANDS else 0
         return Depth(waiting, dead)
 
     async def durability(self) -> list[tuple[str, bool, str]]:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
             settings = await self._settings("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
         if not settings:
             ask = "Redis does not let itself be asked: see to it that appendonly is yes and appendfsync is always"
@@ -329,15 +334,15 @@ class RedisBroker:
             await forget_idle(client)
 
     @asynccontextmanager
-    async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
+    async def _bounded(self, seconds: float, way: Way) -> AsyncIterator[None]:
         """Bound what is inside by `seconds`, and keep `failing` true to what comes of it."""
         self._reach.check_open()
         try:
             async with deadline(seconds):
                 yield
         except RedisUnavailable as error:
-            away = self._reach.away(str(error), publishing=publishing)
+            away = self._reach.away(str(error), way)
             if not self._reach.closed:
                 await self._forget_idle()
             raise away from error
-        self._reach.back(publishing=publishing)
+        self._reach.back(way)
