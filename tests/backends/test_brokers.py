@@ -757,8 +757,7 @@ async def test_hints_are_on_a_queue_of_the_cluster(rabbitmq: RabbitServer) -> No
 async def test_a_queue_of_hints_in_another_form_is_no_trouble_of_commands(rabbitmq: RabbitServer) -> None:
     """RabbitMQ: where somebody declared it otherwise there are no hints, until it is deleted; commands go on."""
     apart = HintsApart(rabbitmq)
-    async with await aio_pika.connect(apart.at.url) as connection:
-        await (await connection.channel()).declare_queue(apart.hints, durable=True)
+    await asyncio.to_thread(rabbitmq.query, "", f"DECLARE {apart.hints}")
     broker = apart.at.broker()
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
