@@ -144,8 +144,10 @@ class Reach:
             log.info(f"{self._what} can be used again", broker=self._name)
 
 
-def open_broker(url: str, *, queue_name: str) -> Broker | None:
+def open_broker(url: str, *, queue_name: str, redis_prefix: str = "") -> Broker | None:
     """Return the broker at `url`, without connecting yet; None for an empty url: the database is the queue.
+
+    In RabbitMQ the queues are named after `queue_name`; in Redis all names begin with `redis_prefix`.
 
     Raises ConfigurationError.
     """
@@ -155,7 +157,7 @@ def open_broker(url: str, *, queue_name: str) -> Broker | None:
     if scheme in ("redis", "rediss", "unix"):
         from expediter.backends.brokers.redis import RedisBroker
 
-        return RedisBroker(url)
+        return RedisBroker(url, prefix=redis_prefix)
     if scheme in ("amqp", "amqps"):
         from expediter.backends.brokers.rabbitmq import RabbitBroker
 

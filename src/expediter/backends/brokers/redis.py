@@ -76,9 +76,8 @@ async def _run(client: Any, *words: Any) -> Any:
 class _Reading:
     """How far this consumer has read one stream."""
 
-    def __init__(self, topic: Topic) -> None:
-        self.topic = topic
-        self.stream = STREAMS[topic]
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
         #: One reader at a time, so that nobody takes an answer under way for one that was lost.
         self.lock = asyncio.Lock()
         #: What was handed out and is neither acknowledged nor rejected.
@@ -96,16 +95,21 @@ class RedisBroker:
     What a consumer holds for longer than `claim_idle_seconds` is given to whoever looks first, itself included.
     """
 
-    def __init__(self, url: str, *, claim_idle_seconds: float = 60.0) -> None:
-        """Remember the address; nothing is opened yet. Raises ConfigurationError."""
-        self.name = f"Redis Streams at {place_of(url)}"
+    def __init__(self, url: str, *, prefix: str = "", claim_idle_seconds: float = 60.0) -> None:
+        """Remember the address; nothing is opened yet. Raises ConfigurationError.
+
+        The names of all streams begin with `prefix`.
+        """
+        self.name = f"Redis Streams at {place_of(url, prefix)}"
+        self._streams = {topic: prefix + name for topic, name in STREAMS.items()}
+        self._dead = prefix + DEAD
         self._reach = Reach(self.name)
         self._publishing = connect(url, "BROKER_URL", connections=CONNECTIONS_MAX, run=Run())
         self._receiving = connect(url, "BROKER_URL", connections=len(Topic), run=Run())
         self._consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._claim_idle_ms = int(claim_idle_seconds * 1000)
         self._claim_every = min(CLAIM_EVERY_SECONDS, claim_idle_seconds / 4)
-        self._readings = {topic: _Reading(topic) for topic in Topic}
+        self._readings = {topic: _Reading(stream) for topic, stream in self._streams.items()}
         self._pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         self._receive_at = 0.0
 
@@ -123,7 +127,7 @@ class RedisBroker:
         """See Broker. It is sent once: an answer that was lost leaves it open whether the message is there."""
         bound = ("MAXLEN", "~", HINTS_MAX) if topic is Topic.HINTS else ()
         async with self._bounded(PUBLISH_SECONDS_MAX[topic], Way.PUBLISHING):
-            await _run(self._publishing, "XADD", STREAMS[topic], *bound, "*", "body", body)
+            await _run(self._publishing, "XADD", self._streams[topic], *bound, "*", "body", body)
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
         """See Broker. After a failure it pauses first, so that a caller may simply call again."""
@@ -239,13 +243,13 @@ class RedisBroker:
 
     async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
         """See Broker. A hint is dropped: nobody would ever look at it."""
-        aside = (DEAD, "*", "body", delivery.body, "reason", reason) if topic is Topic.COMMANDS else ()
+        aside = (self._dead, "*", "body", delivery.body, "reason", reason) if topic is Topic.COMMANDS else ()
         await self._remove(self._readings[topic], [delivery.token], aside)
 
     async def put_aside(self, body: bytes, reason: str) -> None:
         """See Broker."""
         async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
-            await self._publishing.xadd(DEAD, {"body": body, "reason": reason})
+            await self._publishing.xadd(self._dead, {"body": body, "reason": reason})
 
     async def _remove(self, reading: _Reading, tokens: list[Any], aside: Sequence[Any] = ()) -> None:
         """Delete and acknowledge. If Redis dies in between, the entry is gone, and its mark when it is claimed.
@@ -264,8 +268,8 @@ class RedisBroker:
     async def depth(self, topic: Topic) -> Depth:
         """See Broker."""
         async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
-            waiting = await self._publishing.xlen(STREAMS[topic])
-            dead = await self._publishing.xlen(DEAD) if topic is Topic.COMMANDS else 0
+            waiting = await self._publishing.xlen(self._streams[topic])
+            dead = await self._publishing.xlen(self._dead) if topic is Topic.COMMANDS else 0
         return Depth(waiting, dead)
 
     async def durability(self) -> list[tuple[str, bool, str]]:
