@@ -65,7 +65,8 @@ class Doors:
         if rabbit is None:
             self.settings.setdefault("BROKER_URL", redis_url)
         else:
-            self.settings |= {"BROKER_URL": rabbit.url, "RABBITMQ_QUEUE_NAME": rabbit.new_queue()}
+            self.settings["BROKER_URL"] = rabbit.url
+            self.settings.setdefault("RABBITMQ_QUEUE_NAME", rabbit.new_queue())
         self.redis = stack.enter_context(closing(redis.Redis.from_url(redis_url, decode_responses=True)))
         self.streams = (
             stack.enter_context(closing(redis.Redis.from_url(self.settings["BROKER_URL"])))

@@ -364,13 +364,15 @@ class RabbitServer(Server):
         self.mapper.wait()
 
     def query(self, database: str, statement: str) -> Sequence[Any]:
-        """Do one thing: `DELETE queue`, or nothing but connect (`SELECT 1`)."""
+        """Do one thing: `DELETE queue`, `DECLARE queue` (a classic one), or only connect (`SELECT 1`)."""
 
         async def work() -> None:
             async with await aio_pika.connect(self.url) as connection:
                 channel = await connection.channel()
                 if statement.startswith("DELETE "):
                     await channel.queue_delete(statement.removeprefix("DELETE "))
+                if statement.startswith("DECLARE "):
+                    await channel.declare_queue(statement.removeprefix("DECLARE "), durable=True)
 
         try:
             in_thread(work)

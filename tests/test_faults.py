@@ -103,7 +103,7 @@ class Faults:
 
     def wipe_the_broker(self) -> None:
         if isinstance(self.broker, RabbitServer):
-            for end in ("", ".hints", ".dead"):
+            for end in ("", ".due", ".dead"):
                 self.broker.query("", f"DELETE {self.shop.settings['RABBITMQ_QUEUE_NAME']}{end}")
         elif self.broker is not None:
             self.broker.query("", "FLUSHALL")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from expediter.errors import ConfigurationError
@@ -28,6 +29,12 @@ _ENV_FILE = ".env"
 #: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
 #: %(s)s status, %(B)s bytes, %(M)s milliseconds.
 ACCESS_LOG_FORMAT = '%(h)s - - %(t)s "%(r)s" %(s)s %(B)s %(M)s'
+
+#: The length of REDIS_PREFIX: it is in the name of every key.
+REDIS_PREFIX_CHARACTERS_MAX = 64
+#: What the names of keys begin with that end in an id, a key or a page. With one of these in its prefix, what one
+#: installation keeps could have the name of what another one removes.
+_OPEN_KEYS = ("orders:detail:", "orders:list:", "temp_order:", "temp_changes:", "idempotency:")
 
 
 class Intake(StrEnum):
@@ -41,6 +48,28 @@ def _currency(code: str) -> str:
     if code not in CURRENCY_DIGITS:
         raise ValueError("must be an ISO 4217 code such as USD")
     return code
+
+
+def _linked_port(value: object) -> object:
+    """Return the port of a service link, as in tcp://10.0.0.1:5672, and anything else as it is.
+
+    Kubernetes sets RABBITMQ_PORT to one in every container beside a service of the name `rabbitmq`. It sets no
+    other setting: PORT would need a service without a name.
+    """
+    link = re.fullmatch(r"tcp://[^/]+:(\d{1,5})", value) if isinstance(value, str) else None
+    return link[1] if link else value
+
+
+def _key_prefix(prefix: str) -> str:
+    # Nothing that a pattern of SCAN, a script or a cluster reads something into.
+    if len(prefix) > REDIS_PREFIX_CHARACTERS_MAX or not re.fullmatch("[A-Za-z0-9._:/-]*", prefix):
+        raise ValueError(
+            f"write up to {REDIS_PREFIX_CHARACTERS_MAX} letters, digits and . _ - / : such as shop: (it is put "
+            "before the names of keys as it is)"
+        )
+    if found := [name for name in _OPEN_KEYS if name in prefix]:
+        raise ValueError(f"write one without {found[0]} in it, such as shop: (names of keys begin with that)")
+    return prefix
 
 
 class Settings(BaseSettings):
@@ -59,11 +88,16 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "", repr=False, description="cache shared by all processes: redis:// or rediss://; default: in memory"
     )
+    redis_prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
+        "", description="put before the name of every key in Redis, such as shop:"
+    )
     broker_url: str = Field(
         "", repr=False, description="redis://, rediss://, amqp:// or amqps://; default: the database is the queue"
     )
     rabbitmq_host: str = Field("", description="the host of a RabbitMQ broker, instead of BROKER_URL")
-    rabbitmq_port: int | None = Field(None, ge=1, le=65535, description="its port; default 5672, with TLS 5671")
+    rabbitmq_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
+        None, ge=1, le=65535, description="its port, also as tcp://10.0.0.1:5672; default 5672, with TLS 5671"
+    )
     rabbitmq_user: str = Field("guest", description="its user")
     rabbitmq_password: SecretStr | None = Field(None, description="its password; default guest")
     rabbitmq_queue_name: str = Field(

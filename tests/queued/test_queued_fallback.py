@@ -123,6 +123,28 @@ def assert_sound_history(folder: Path, order_id: str) -> None:
     assert types == [("order.placed",), ("order.cancelled",)]
 
 
+def test_without_hints_orders_are_taken_in_and_come_to_rest(
+    folder: Path, rabbitmq: RabbitServer, redis_server: RedisServer
+) -> None:
+    """RabbitMQ: where its queue of hints is another's, POST is 202, orders are found, health says it."""
+    with ExitStack() as stack:
+        queue = rabbitmq.new_queue()
+        rabbitmq.query("", f"DECLARE {queue}.due")
+        doors = Doors(folder, stack, redis_server.new_database(), rabbitmq, RABBITMQ_QUEUE_NAME=queue)
+        one, two = doors.clients
+        order_id = doors.placed()
+        with doors.worker():
+            doors.until(order_id, "completed")
+            doors.until(doors.placed(), "completed")
+        for client in (one, two):
+            verdict = health(client, "queue")
+            assert verdict["status"] == "degraded"
+            assert "0 messages of queued commands wait, 0 are put aside; there are no hints" in verdict["detail"]
+            assert "delete it" in verdict["detail"]
+        rabbitmq.query("", f"DELETE {queue}.due")
+        wait_until(lambda: health(one, "queue")["status"] == health(two, "queue")["status"] == "ok")
+
+
 def test_without_redis_orders_are_stored_directly(
     folder: Path, mortal_redis: DurableRedisServer, rabbitmq: RabbitServer
 ) -> None:

@@ -228,7 +228,7 @@ def test_a_pending_order_is_kept_for_seven_days(setup: Setup, rabbitmq: RabbitSe
         assert 604_700 < int(setup.look("redis-cli -n 0 TTL temp_order:DEMO-2")) <= 604_800
         queue = setup.settings["RABBITMQ_QUEUE_NAME"]
         wait_until(lambda: listed(rabbitmq).get(queue) == (1, 4))
-        assert listed(rabbitmq)[f"{queue}.hints"][1] == 4
+        assert listed(rabbitmq)[f"{queue}.due"][1] == 4
         assert listed(rabbitmq)[f"{queue}.dead"] == (0, 0)
     finally:
         for worker in workers:

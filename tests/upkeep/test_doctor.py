@@ -187,6 +187,18 @@ def test_a_wrong_password_of_rabbitmq_is_said(folder: Path, rabbitmq: RabbitServ
     assert "look at user and password" in detail
 
 
+def test_a_rabbitmq_without_hints_is_a_note(folder: Path, rabbitmq: RabbitServer) -> None:
+    """A queue of hints that cannot be used: a note that says which, and what to do; no order needs it, exit 0."""
+    settings = rabbit_settings(rabbitmq)
+    hints = f"{settings['RABBITMQ_QUEUE_NAME']}.due"
+    rabbitmq.query("", f"DECLARE {hints}")
+    examined = Examined(folder, **settings)
+    (commands, durable, (verdict, detail)) = examined.about("broker")
+    assert (examined.status, commands[0], durable[0], verdict) == (0, "ok", "ok", "warning")
+    assert detail.startswith("no hints: the queue of hints is there in another form: delete it")
+    assert f"'{hints}'" in detail
+
+
 def test_queued_intake_without_its_redis(folder: Path, rabbitmq: RabbitServer) -> None:
     """Queued intake whose Redis is away: exit 1, and that orders are stored before they are answered."""
     url = f"redis://:{SECRET}@{nobody_there()}/0"

@@ -89,9 +89,12 @@ class Memory:
 class Part:
     """What is kept in one Redis. Every method raises RedisUnavailable."""
 
-    def __init__(self, url: str, setting: str, *, connections: int, call_seconds: float) -> None:
-        """Connect as `connect` does; no call takes longer than `call_seconds`. Raises ConfigurationError."""
-        self.name = f"Redis at {place_of(url)}"
+    def __init__(self, url: str, setting: str, *, prefix: str = "", connections: int, call_seconds: float) -> None:
+        """Connect as `connect` does; no call takes longer than `call_seconds`. Raises ConfigurationError.
+
+        The names of all keys begin with `prefix`.
+        """
+        self.name = f"Redis at {place_of(url, prefix)}"
         self.run = Run()
         self.client = connect(url, setting, connections=connections, run=self.run)
         self._call_seconds = call_seconds
@@ -162,16 +165,17 @@ def connect(
         raise ConfigurationError(f"{setting}: {error}") from error
 
 
-def place_of(url: str) -> str:
-    """Return the address for people, without its password: 127.0.0.1:6379/0."""
+def place_of(url: str, prefix: str = "") -> str:
+    """Return the address for people, without its password: 127.0.0.1:6379/0, or 127.0.0.1:6379/0 under shop:."""
+    under = f" under {prefix}" if prefix else ""
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        return parts.path
+        return parts.path + under
     try:
         port = parts.port or 6379
     except ValueError:
         port = 6379
-    return f"{parts.hostname or 'localhost'}:{port}{parts.path or '/0'}"
+    return f"{parts.hostname or 'localhost'}:{port}{parts.path or '/0'}{under}"
 
 
 async def forget_idle(client: Redis) -> None:

@@ -8,6 +8,8 @@
     idempotency:{key}         the answer to a queued request with an Idempotency-Key
     temp_orders:since         the run of Redis, and since when it has forgotten nothing (milliseconds)
 
+Each after REDIS_PREFIX.
+
 A command is put here before its client is answered, and leaves the set when it is settled. Its order stays
 readable for TEMP_ORDER_CACHE_TTL after that.
 """
@@ -43,6 +45,8 @@ OVERDUE_SECONDS = 5.0
 
 SET, COMMANDS, INCARNATION = "orders:accepted", "orders:accepted:commands", "orders:incarnation"
 SINCE = "temp_orders:since"
+#: What comes before an order's id, for an order and for its changes, and before an Idempotency-Key.
+ORDER, CHANGES, KEPT = "temp_order:", "temp_changes:", "idempotency:"
 
 
 class Temporary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -123,11 +127,18 @@ _kept = msgspec.json.Decoder(Kept)
 class TemporaryOrders(Part):
     """Accepted commands in one Redis. Every method raises RedisUnavailable."""
 
-    def __init__(self, url: str, *, keep_seconds: float) -> None:
-        """Keep an order for `keep_seconds` after it was stored. Raises ConfigurationError."""
-        super().__init__(url, "REDIS_URL", connections=CONNECTIONS, call_seconds=CALL_SECONDS_MAX)
+    def __init__(self, url: str, *, prefix: str = "", keep_seconds: float) -> None:
+        """Keep an order for `keep_seconds` after it was stored, under names that begin with `prefix`.
+
+        Raises ConfigurationError.
+        """
+        super().__init__(url, "REDIS_URL", prefix=prefix, connections=CONNECTIONS, call_seconds=CALL_SECONDS_MAX)
+        self._set, self._commands, self._incarnation_key, self._since = (
+            prefix + name for name in (SET, COMMANDS, INCARNATION, SINCE)
+        )
+        self._order, self._changes, self._kept = prefix + ORDER, prefix + CHANGES, prefix + KEPT
         self._keep_ms = int(keep_seconds * 1000)
-        self._memory = Memory(self.client, self.run, SINCE)
+        self._memory = Memory(self.client, self.run, self._since)
         self._put, self._settle, self._overdue, self._waiting, self._raise = (
             self.client.register_script(script) for script in (PUT, SETTLE, OVERDUE, WAITING, RAISE)
         )
@@ -144,7 +155,7 @@ class TemporaryOrders(Part):
 
         Returns for each what stood in its way: its order's id, or what its key was answered.
         """
-        keys = [SET, COMMANDS, INCARNATION]
+        keys = [self._set, self._commands, self._incarnation_key]
         arguments: list[Any] = [self.incarnation, int((time.time() + seconds) * 1000), PENDING_SECONDS]
         for command, packed, document in accepted:
             token, number, key = command.token, command.incarnation, command.key
@@ -154,7 +165,7 @@ class TemporaryOrders(Part):
                 order = _encode(Temporary("pending", token, number, command.known_by, raw))
             if key is not None and command.answer is not None:
                 kept = _encode(Kept(key.fingerprint, token, number, command.answer))
-            keys += _keys(command.order_id, command.known_by)
+            keys += self._keys(command.order_id, command.known_by)
             keep_ms = key.keep // 1000 if key else 0
             arguments += (token, packed, order, f"{number} {command.known_by}", kept, keep_ms)
         async with self.bounded():
@@ -168,11 +179,11 @@ class TemporaryOrders(Part):
         """Take commands out of the set, and say what became of them."""
         if not settled:
             return
-        keys = [SET, COMMANDS]
+        keys = [self._set, self._commands]
         arguments: list[Any] = []
         for command, order, error in settled:
             forgotten = command.known_by if order == "gone" or error else ""
-            keys += _keys(command.order_id, forgotten)
+            keys += self._keys(command.order_id, forgotten)
             refused = _encode(Temporary("refused", command.token, self.incarnation, error=error))
             shown = refused if error else order
             keep_ms = REFUSED_SECONDS * 1000 if error else self._keep_ms
@@ -185,11 +196,11 @@ class TemporaryOrders(Part):
         return await self._lookups.ask((order_id, key))
 
     async def _look_up(self, asked: Sequence[tuple[str, str]]) -> list[Found]:
-        names = [name for order_id, key in asked for name in (f"temp_order:{order_id}", f"idempotency:{key}")]
+        names = [name for order_id, key in asked for name in (f"{self._order}{order_id}", f"{self._kept}{key}")]
         async with self.bounded(), self.client.pipeline(transaction=False) as together:
-            together.mget([SINCE, INCARNATION, *names])
+            together.mget([self._since, self._incarnation_key, *names])
             for order_id, _ in asked:
-                together.hvals(f"temp_changes:{order_id}")
+                together.hvals(f"{self._changes}{order_id}")
             (since, incarnation, *values), *changes = await together.execute()
             certain = await self._memory.look(since) >= LOSS_SECONDS
         self.incarnation = max(self.incarnation, int(incarnation or 0))
@@ -212,7 +223,7 @@ class TemporaryOrders(Part):
     async def waiting(self, tokens: Sequence[str]) -> tuple[list[bool], bytes]:
         """Return which of these commands are in the set (ask for one), and what changes when Redis forgets."""
         async with self.bounded():
-            since, scores = await self._waiting((SINCE, SET), tokens)
+            since, scores = await self._waiting((self._since, self._set), tokens)
             await self._memory.look(since)
         return [score is not None for score in scores], self._memory.since
 
@@ -221,7 +232,7 @@ class TemporaryOrders(Part):
         now = time.time()
         async with self.bounded():
             found: list[bytes] = await self._overdue(
-                (SET, COMMANDS), (int(now * 1000), int((now + for_seconds) * 1000), limit)
+                (self._set, self._commands), (int(now * 1000), int((now + for_seconds) * 1000), limit)
             )
         return found
 
@@ -230,28 +241,27 @@ class TemporaryOrders(Part):
         if commands:
             due = int((time.time() + seconds) * 1000)
             async with self.bounded(), self.client.pipeline(transaction=True) as together:
-                together.zadd(SET, {command.token: due for command in commands})
+                together.zadd(self._set, {command.token: due for command in commands})
                 left: dict[Any, Any] = {
                     each.token: pack([msgspec.structs.replace(each, left=True)]) for each in commands
                 }
-                together.hset(COMMANDS, mapping=left)
+                together.hset(self._commands, mapping=left)
                 await together.execute()
 
     async def tell_incarnation(self, number: int) -> None:
         """Accept nothing any more under an incarnation before this one, and show nothing of it."""
         async with self.bounded():
-            self.incarnation = int(await self._raise((INCARNATION,), (max(number, self.incarnation),)))
+            self.incarnation = int(await self._raise((self._incarnation_key,), (max(number, self.incarnation),)))
 
     async def forget(self, key: str) -> None:
         """Forget what is kept under an Idempotency-Key."""
         async with self.bounded():
-            await self.client.unlink(f"idempotency:{key}")
+            await self.client.unlink(f"{self._kept}{key}")
 
     async def close(self) -> None:
         """See Part."""
         await self._lookups.finish()
         await super().close()
 
-
-def _keys(order_id: str, key: str | None) -> tuple[str, str, str]:
-    return f"temp_order:{order_id}", f"temp_changes:{order_id}", f"idempotency:{key or ''}"
+    def _keys(self, order_id: str, key: str | None) -> tuple[str, str, str]:
+        return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key or ''}"

@@ -151,6 +151,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     stack.push_async_callback(database.close)
     cache = await open_cache(
         url=settings.redis_url,
+        prefix=settings.redis_prefix,
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
         position_now=database.position_reader(),
@@ -165,12 +166,16 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         latency_ms_max=settings.fulfilment_mock_latency_max,
     )
     stack.push_async_callback(fulfiller.close)
-    broker = open_broker(settings.broker, queue_name=settings.rabbitmq_queue_name)
+    broker = open_broker(
+        settings.broker, queue_name=settings.rabbitmq_queue_name, redis_prefix=settings.redis_prefix
+    )
     temporary = None
     if broker is not None:
         stack.push_async_callback(broker.close)
     if broker is not None and settings.temporary_orders:
-        temporary = TemporaryOrders(settings.temporary_orders, keep_seconds=settings.temp_order_cache_ttl)
+        temporary = TemporaryOrders(
+            settings.temporary_orders, prefix=settings.redis_prefix, keep_seconds=settings.temp_order_cache_ttl
+        )
         stack.push_async_callback(temporary.close)
     committer = Committer(database, cache, slot=random.randrange(COUNTER_SLOTS))
     worker = _worker(settings, database, committer, gateway, fulfiller) if working else None

@@ -81,6 +81,7 @@ async def examine_broker(
             else:
                 kept = "enough for hints; before INTAKE=queued mend this"
                 findings.append(Finding("broker", "ok", f"{what}: {kept} ({advice})"))
+        await _examine_hints(broker, findings)
     except BrokerUnavailable as error:
         meanwhile = "until it is back the database is the queue"
         if queued:
@@ -88,6 +89,15 @@ async def examine_broker(
         findings.append(Finding("broker", "failed", f"{broker.name}: {error}; {meanwhile}{_advice(str(error))}"))
     if temporary is not None and queued:
         await _examine_temporary(temporary, findings)
+
+
+async def _examine_hints(broker: Broker, findings: list[Finding]) -> None:
+    """Look at the hints of a broker that is there: nothing is said of them where they work."""
+    try:
+        await broker.depth(Topic.HINTS)
+    except BrokerUnavailable as error:
+        detail = f"no hints: {error}; the workers look for what is due by themselves, up to half a second later"
+        findings.append(Finding("broker", "warning", detail + _advice(str(error))))
 
 
 async def _examine_temporary(temporary: TemporaryOrders, findings: list[Finding]) -> None:
@@ -124,6 +134,10 @@ async def _memory_settings(temporary: TemporaryOrders) -> dict[str, str]:
 
 #: What the reason of a failed connection shows, and what a person can do about it; the first match counts.
 _ADVICE = (
+    (
+        "access to (queue|exchange)",
+        "let its user configure, write and read the queue RABBITMQ_QUEUE_NAME and those whose names begin with it",
+    ),
     (
         "username-password|WRONGPASS|NOAUTH|Authentication required|ACCESS_REFUSED|invalid password",
         "look at user and password in its settings",

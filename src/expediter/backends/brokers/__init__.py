@@ -19,7 +19,7 @@ from expediter.errors import BrokerUnavailable, ConfigurationError
 
 #: Seconds between two tries to reach a broker that is away: doubled from the first to the last.
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
-#: Seconds for which working receivers do not yet mean that publishing works again.
+#: Seconds for which what works in one way does not yet mean that another way works again.
 REFUSAL_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,14 @@ class Topic(StrEnum):
 
     HINTS = "hints"
     COMMANDS = "commands"
+
+
+class Way(StrEnum):
+    """What a broker is used for. Each may fail while the others work."""
+
+    PUBLISHING = "publishing"
+    RECEIVING = "receiving"
+    ASKING = "asking"
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -62,7 +70,11 @@ class Broker(Protocol):
 
     @property
     def failing(self) -> str | None:
-        """Why it cannot be used; None while it works."""
+        """Why it cannot be used for commands; None while it can."""
+
+    @property
+    def hints_failing(self) -> str | None:
+        """Why hints cannot be given or taken; None while they can. It says nothing about commands."""
 
     async def publish(self, topic: Topic, body: bytes) -> None:
         """Hand over a message. A command is stored by the broker, durably and confirmed, when this returns.
@@ -93,15 +105,18 @@ class Broker(Protocol):
 
 
 class Reach:
-    """Whether a broker can be used: the log says once that it is away, and once that it is back.
+    """Whether something can be used: the log says once that it is away, and once that it is back.
 
-    One that is full takes nothing and still hands out what it has: after a refused message a working receiver says
-    nothing for REFUSAL_SECONDS.
+    One that is full takes nothing and still hands out what it has; one that may not be read takes everything. So
+    after a message that was refused, or could not be received, only the same way tells for REFUSAL_SECONDS that it
+    works.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name` is the broker's, for people. It is believed to work."""
+    def __init__(self, name: str, *, what: str = "the broker") -> None:
+        """`name` is the broker's, for people; `what` of it is meant. It is believed to work."""
         self._name = name
+        self._what = what
+        self._way = Way.ASKING
         self._refused_until = 0.0
         self.closed = False
         #: Why it cannot be used; None while it works.
@@ -112,25 +127,27 @@ class Reach:
         if self.closed:
             raise BrokerUnavailable(f"{self._name} was closed")
 
-    def away(self, reason: str, *, publishing: bool = False) -> BrokerUnavailable:
+    def away(self, reason: str, way: Way) -> BrokerUnavailable:
         """Take note of a failure, and return the error to raise."""
         if self.closed:
             return BrokerUnavailable(f"{self._name} was closed")
         if self.failing is None:
-            log.warning("the broker cannot be used", broker=self._name, reason=reason)
-        self.failing = reason
-        self._refused_until = time.monotonic() + REFUSAL_SECONDS if publishing else 0.0
+            log.warning(f"{self._what} cannot be used", broker=self._name, reason=reason)
+        self.failing, self._way = reason, way
+        self._refused_until = 0.0 if way is Way.ASKING else time.monotonic() + REFUSAL_SECONDS
         return BrokerUnavailable(reason)
 
-    def back(self, *, publishing: bool = False) -> None:
+    def back(self, way: Way) -> None:
         """Take note of a call that worked."""
-        if self.failing is not None and (publishing or time.monotonic() >= self._refused_until):
+        if self.failing is not None and (way is self._way or time.monotonic() >= self._refused_until):
             self.failing = None
-            log.info("the broker works again", broker=self._name)
+            log.info(f"{self._what} can be used again", broker=self._name)
 
 
-def open_broker(url: str, *, queue_name: str) -> Broker | None:
+def open_broker(url: str, *, queue_name: str, redis_prefix: str = "") -> Broker | None:
     """Return the broker at `url`, without connecting yet; None for an empty url: the database is the queue.
+
+    In RabbitMQ the queues are named after `queue_name`; in Redis all names begin with `redis_prefix`.
 
     Raises ConfigurationError.
     """
@@ -140,7 +157,7 @@ def open_broker(url: str, *, queue_name: str) -> Broker | None:
     if scheme in ("redis", "rediss", "unix"):
         from expediter.backends.brokers.redis import RedisBroker
 
-        return RedisBroker(url)
+        return RedisBroker(url, prefix=redis_prefix)
     if scheme in ("amqp", "amqps"):
         from expediter.backends.brokers.rabbitmq import RabbitBroker
 

@@ -1,7 +1,7 @@
-"""A broker on RabbitMQ: a quorum queue of commands, a short-lived queue of hints, and a quorum queue of the dead.
+"""A broker on RabbitMQ: quorum queues of commands, of hints and of the dead.
 
-Whoever publishes has a connection of its own, because a RabbitMQ that is short of memory or disk stops reading
-from it: on a common one it would never see the acknowledgements that free it.
+Hints have connections of their own (see links.py): where their queue cannot be used there are no hints, the
+workers find what is due in the database by themselves, and commands go on.
 """
 
 from __future__ import annotations
@@ -12,181 +12,25 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aio_pika.connection import make_url
-from aio_pika.exceptions import (
-    AMQPError,
-    ChannelInvalidStateError,
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-    PublishError,
-)
+from aio_pika.exceptions import ChannelNotFoundEntity, PublishError
 
-from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic
-from expediter.backends.tasks import Pauses
+from expediter.backends.brokers import Delivery, Depth, Reach, Topic, Way
+from expediter.backends.brokers.links import CONNECT_SECONDS_MAX, TROUBLES, Link, Queues, explained
 from expediter.errors import BrokerUnavailable, ConfigurationError
 
-#: Seconds that connecting and declaring may take.
-CONNECT_SECONDS_MAX = 5.0
 #: Seconds that the publishing of a message may take, reconnecting included.
 PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 2.5, Topic.HINTS: 0.25}
 #: Seconds that any other answer may take.
 ANSWER_SECONDS_MAX = 5.0
 #: Seconds that one `receive` waits for a message, at most.
 WAIT_SECONDS_MAX = 2.0
-#: Seconds that closing may take.
-CLOSE_SECONDS_MAX = 5.0
-#: Seconds between heartbeats; a connection that is silent for about three times as long is given up.
-HEARTBEAT_SECONDS = 10
 #: Seconds of silence after which a receiver begins anew, lest it listen to a queue that is gone.
 WATCH_SECONDS = 2.0
-#: Messages of a topic that a process holds unacknowledged, at most.
-PREFETCH = 50
-#: Times that a command comes again before RabbitMQ itself puts it among the dead.
-DELIVERIES_MAX = 20
-#: Hints that are kept, and for how long; the oldest leave first.
-HINTS_MAX, HINT_MILLISECONDS = 10_000, 60_000
-
-#: What the client library raises when a connection or a channel cannot be used.
-_TROUBLES = (AMQPError, ChannelInvalidStateError, OSError, EOFError)
-
-
-class _Queues(NamedTuple):
-    """The names of everything that is declared; the dead have an exchange and a queue of the same name."""
-
-    commands: str
-    hints: str
-    dead: str
-
-    def of(self, topic: Topic) -> str:
-        return self.commands if topic is Topic.COMMANDS else self.hints
-
-    async def declare(self, channel: AbstractChannel) -> None:
-        """Make what is missing; what is there in another form is an error (PRECONDITION_FAILED)."""
-        quorum = dict[str, Any]({"x-queue-type": "quorum"})
-        dead = await channel.declare_exchange(self.dead, aio_pika.ExchangeType.FANOUT, durable=True)
-        limits = {"x-delivery-limit": DELIVERIES_MAX, "x-dead-letter-exchange": self.dead}
-        await channel.declare_queue(self.commands, durable=True, arguments=quorum | limits)
-        await (await channel.declare_queue(self.dead, durable=True, arguments=quorum)).bind(dead)
-        kept = dict[str, Any](
-            {"x-max-length": HINTS_MAX, "x-message-ttl": HINT_MILLISECONDS, "x-overflow": "drop-head"}
-        )
-        await channel.declare_queue(self.hints, durable=True, arguments=kept)
-
-
-class _Link:
-    """One connection with one channel: opened when somebody needs it, and again whenever it was lost."""
-
-    def __init__(self, url: str, queues: _Queues) -> None:
-        beats = "" if "heartbeat" in parse_qs(urlsplit(url).query) else str(HEARTBEAT_SECONDS)
-        self._url = make_url(url, heartbeat=beats) if beats else make_url(url)
-        self._queues = queues
-        self._connection: aio_pika.abc.AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
-        self._opening: asyncio.Task[AbstractChannel] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
-        self._trouble = ""
-        self._pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
-        self._open_at = 0.0
-
-    async def channel(self, *, patient: bool) -> AbstractChannel:
-        """Return the open channel; between two attempts the patient wait for the next, others hear of the last.
-
-        The attempt is shared and outlives whoever waits for it: a short deadline does not keep it from succeeding.
-        """
-        while True:
-            if self._channel is not None:
-                if not self._channel.is_closed:
-                    return self._channel
-                self.drop()
-            if self._opening is None:
-                pause = self._open_at - time.monotonic()
-                if pause > 0 and not patient:
-                    raise BrokerUnavailable(self._trouble)
-                if pause > 0:
-                    await asyncio.sleep(pause)
-                    continue
-                self._opening = asyncio.create_task(self._open())
-                self._opening.add_done_callback(self._opened)
-            return await asyncio.shield(self._opening)
-
-    async def renew(self, channel: AbstractChannel) -> AbstractChannel:
-        """Return a new channel on the same connection, in place of this one, which is closed."""
-        assert self._connection is not None
-        fresh = await self._connection.channel()
-        await fresh.set_qos(PREFETCH)
-        await self._queues.declare(fresh)
-        self._channel = fresh
-        await channel.close()
-        return fresh
-
-    async def blocked(self) -> bool:
-        """Tell whether RabbitMQ takes no messages now, by its own word."""
-        with suppress(TimeoutError):
-            # It waits while the connection is blocked, and returns at once otherwise.
-            async with asyncio.timeout(0):
-                await self.unblocked()
-            return False
-        return True
-
-    async def unblocked(self) -> None:
-        """Wait until RabbitMQ takes messages."""
-        transport = self._connection.transport if self._connection is not None else None
-        if transport is not None:
-            await transport.ready()
-
-    async def _open(self) -> AbstractChannel:
-        connection = aio_pika.Connection(self._url, client_properties={"connection_name": "expediter"})
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await connection.connect()
-                channel = await connection.channel(on_return_raises=True)
-                await channel.set_qos(PREFETCH)
-                await self._queues.declare(channel)
-        except BaseException:
-            self._abandon(connection)
-            raise
-        self._connection, self._channel = connection, channel
-        return channel
-
-    def _opened(self, opening: asyncio.Task[AbstractChannel]) -> None:
-        self._opening = None
-        error = None if opening.cancelled() else opening.exception()
-        self._trouble = explained(error) if error else ""
-        if error:
-            self._open_at = time.monotonic() + self._pauses.next()
-        else:
-            self._pauses.reset()
-
-    def drop(self) -> None:
-        """Use this connection no more: after a call that was broken off its channel may never answer again."""
-        if self._connection is not None:
-            self._abandon(self._connection)
-        self._connection = self._channel = None
-
-    def _abandon(self, connection: aio_pika.abc.AbstractConnection) -> None:
-        """Close a connection that is of no more use, without making anybody wait for it."""
-        closing = asyncio.create_task(self._end(connection))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    async def _end(self, connection: aio_pika.abc.AbstractConnection) -> None:
-        with suppress(TimeoutError, *_TROUBLES):
-            async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                await connection.close()
-
-    async def close(self) -> None:
-        """End the attempt under way and close the connection; RabbitMQ takes back what is unacknowledged."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        self.drop()
-        if self._closing:
-            await asyncio.wait(self._closing)
 
 
 class _Consumer:
@@ -263,14 +107,14 @@ class RabbitBroker:
         try:
             place = urlsplit(url)
             port = place.port or (5671 if place.scheme == "amqps" else 5672)
-            self._queues = _Queues(queue_name, f"{queue_name}.hints", f"{queue_name}.dead")
-            self._publishing = _Link(url, self._queues)
-            self._receiving = {topic: _Link(url, self._queues) for topic in Topic}
+            self._queues = Queues.named(queue_name)
+            self._publishing = {topic: Link(url, self._queues, topic) for topic in Topic}
+            self._receiving = {topic: Link(url, self._queues, topic) for topic in Topic}
         except ValueError:
             # The error itself would quote the address, with its password.
             raise ConfigurationError("BROKER_URL cannot be read: percent-encode user and password") from None
         self.name = f"RabbitMQ at {place.hostname or 'localhost'}:{port}, queue {queue_name}"
-        self._reach = Reach(self.name)
+        self._reach = {Topic.COMMANDS: Reach(self.name), Topic.HINTS: Reach(self.name, what="hints")}
         self._consumers: dict[Topic, _Consumer] = {}
         self._beginning = {topic: asyncio.Lock() for topic in Topic}
         for library in ("aio_pika", "aiormq"):
@@ -280,18 +124,23 @@ class RabbitBroker:
     @property
     def failing(self) -> str | None:
         """See Broker."""
-        return self._reach.failing
+        return self._reach[Topic.COMMANDS].failing
+
+    @property
+    def hints_failing(self) -> str | None:
+        """See Broker."""
+        return self._reach[Topic.HINTS].failing
 
     async def publish(self, topic: Topic, body: bytes) -> None:
         """See Broker. A command is on the disks of most of the queue's members when this returns."""
-        async with self._bounded(PUBLISH_SECONDS_MAX[topic], publishing=True):
-            await self._publish("", self._queues.of(topic), _message(body))
+        async with self._bounded(topic, PUBLISH_SECONDS_MAX[topic], Way.PUBLISHING):
+            await self._publish(self._publishing[topic], "", self._queues.of(topic), _message(body))
 
-    async def _publish(self, exchange: str, queue: str, message: aio_pika.Message) -> None:
+    async def _publish(self, link: Link, exchange: str, queue: str, message: aio_pika.Message) -> None:
         """Publish; where the queue is gone it is made, and the message sent again: nobody had it."""
         for last in (False, True):
-            channel = await self._publishing.channel(patient=False)
-            await self._publishing.unblocked()
+            channel = await link.channel(patient=False)
+            await link.unblocked()
             place = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
             try:
                 await place.publish(message, queue, mandatory=True)
@@ -301,23 +150,23 @@ class RabbitBroker:
                     raise
             try:
                 if not channel.is_closed:  # else the next one declares
-                    await self._queues.declare(channel)
+                    await link.declare(channel)
             except BaseException:
-                self._publishing.drop()
+                link.drop()
                 raise
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
         """See Broker. Between two attempts to connect it waits, so that a caller may simply call again."""
         ends = time.monotonic() + min(wait_seconds, WAIT_SECONDS_MAX)
         while True:
-            async with self._bounded(CONNECT_SECONDS_MAX):
+            async with self._bounded(topic, CONNECT_SECONDS_MAX, Way.RECEIVING):
                 consumer = await self._consume(topic)
             found = consumer.take(limit)
             if found or time.monotonic() >= ends:
                 return found
             await consumer.wait(ends)
             if consumer.channel.is_closed and not consumer.retired:
-                raise self._reach.away("RabbitMQ has ended the connection")
+                raise self._reach[topic].away("RabbitMQ has ended the connection", Way.RECEIVING)
 
     async def _consume(self, topic: Topic) -> _Consumer:
         """Return what receives the topic; one that has been silent is replaced, lest it listen to nothing.
@@ -349,7 +198,7 @@ class RabbitBroker:
         for delivery in deliveries:
             assert isinstance(delivery.token, _Token)
             marks.setdefault(delivery.token.consumer, set()).add(delivery.token.mark)
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(topic, ANSWER_SECONDS_MAX, Way.RECEIVING):
             await self._receiving[topic].channel(patient=False)
             for consumer, its in marks.items():
                 await consumer.acknowledge(its)
@@ -362,75 +211,71 @@ class RabbitBroker:
 
     async def put_aside(self, body: bytes, reason: str) -> None:
         """See Broker."""
-        async with self._bounded(PUBLISH_SECONDS_MAX[Topic.COMMANDS], publishing=True):
-            await self._publish(self._queues.dead, "", _message(body, reason=reason))
+        topic = Topic.COMMANDS
+        async with self._bounded(topic, PUBLISH_SECONDS_MAX[topic], Way.PUBLISHING):
+            await self._publish(self._publishing[topic], self._queues.dead, "", _message(body, reason=reason))
 
     async def depth(self, topic: Topic) -> Depth:
         """See Broker. RabbitMQ does not say how many messages other processes hold: those are missing here."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        dead = 0
+        async with self._bounded(topic, ANSWER_SECONDS_MAX, Way.ASKING):
             link = self._receiving[topic]
             channel = await link.channel(patient=False)
             try:
-                await self._queues.declare(channel)
-                waiting = await channel.declare_queue(self._queues.of(topic), passive=True)
-                dead = await channel.declare_queue(self._queues.dead, passive=True)
+                await link.declare(channel)
+                waiting = await _messages(channel, self._queues.of(topic))
+                if topic is Topic.COMMANDS:
+                    dead = await _messages(channel, self._queues.dead)
             except BaseException:
                 link.drop()
                 raise
         consumer = self._consumers.get(topic)
         held = len(consumer.held) if consumer is not None and not consumer.channel.is_closed else 0
-        return Depth(
-            (waiting.declaration_result.message_count or 0) + held,
-            (dead.declaration_result.message_count or 0) if topic is Topic.COMMANDS else 0,
-        )
+        return Depth(waiting + held, dead)
 
     async def durability(self) -> list[tuple[str, bool, str]]:
         """See Broker. A queue of another kind under this name would be an error."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(Topic.COMMANDS, ANSWER_SECONDS_MAX, Way.ASKING):
             await self._receiving[Topic.COMMANDS].channel(patient=False)
         return [(f"quorum queue {self._queues.commands}, confirmed when on disk", True, "")]
 
     async def close(self) -> None:
         """See Broker."""
-        self._reach.closed = True
-        await asyncio.gather(*(link.close() for link in (self._publishing, *self._receiving.values())))
+        for reach in self._reach.values():
+            reach.closed = True
+        links = (*self._publishing.values(), *self._receiving.values())
+        await asyncio.gather(*(link.close() for link in links))
 
     @asynccontextmanager
-    async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
-        """Bound what is inside by `seconds`, and keep `failing` true to what comes of it."""
-        self._reach.check_open()
+    async def _bounded(self, topic: Topic, seconds: float, way: Way) -> AsyncIterator[None]:
+        """Bound what is inside by `seconds`, and keep to the truth what is said of the topic."""
+        reach = self._reach[topic]
+        reach.check_open()
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError as error:
             sentence = f"RabbitMQ did not answer within {seconds * 1000:g} ms"
-            if publishing and await self._publishing.blocked():
+            if way is Way.PUBLISHING and await self._publishing[topic].blocked():
                 sentence = "RabbitMQ takes no messages now: it is short of memory or disk"
-            raise self._reach.away(sentence, publishing=publishing) from error
+            raise reach.away(sentence, way) from error
         except BrokerUnavailable as error:
-            raise self._reach.away(str(error), publishing=publishing) from error
-        except _TROUBLES as error:
-            raise self._reach.away(explained(error), publishing=publishing) from error
+            raise reach.away(str(error), way) from error
+        except TROUBLES as error:
+            raise reach.away(explained(error, topic), way) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Nobody cancelled this caller: the library cancels what waits on a connection that ends.
-            raise self._reach.away("RabbitMQ has ended the connection", publishing=publishing) from error
-        self._reach.back(publishing=publishing)
+            raise reach.away("RabbitMQ has ended the connection", way) from error
+        reach.back(way)
+
+
+async def _messages(channel: AbstractChannel, queue: str) -> int:
+    """Return how many messages wait in a queue that is there."""
+    return (await channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0
 
 
 def _message(body: bytes, **headers: str) -> aio_pika.Message:
     return aio_pika.Message(body, headers=dict(headers), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-
-
-def explained(error: BaseException) -> str:
-    """Return what an error of the client library means, and what to do where somebody can do something."""
-    if isinstance(error, TimeoutError):
-        return f"RabbitMQ did not answer within {CONNECT_SECONDS_MAX * 1000:g} ms"
-    if isinstance(error, ChannelPreconditionFailed):
-        return (
-            f"a queue is there in another form: delete it, or set another RABBITMQ_QUEUE_NAME ({error}); "
-            "commands in it must be worked off first"
-        )
-    return f"RabbitMQ cannot be used now: {str(error) or type(error).__name__}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic
+from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Delivery, Depth, Reach, Topic, Way
 from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, forget_idle, place_of
 from expediter.backends.tasks import Pauses
 from expediter.errors import BrokerUnavailable
@@ -76,9 +76,8 @@ async def _run(client: Any, *words: Any) -> Any:
 class _Reading:
     """How far this consumer has read one stream."""
 
-    def __init__(self, topic: Topic) -> None:
-        self.topic = topic
-        self.stream = STREAMS[topic]
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
         #: One reader at a time, so that nobody takes an answer under way for one that was lost.
         self.lock = asyncio.Lock()
         #: What was handed out and is neither acknowledged nor rejected.
@@ -96,16 +95,21 @@ class RedisBroker:
     What a consumer holds for longer than `claim_idle_seconds` is given to whoever looks first, itself included.
     """
 
-    def __init__(self, url: str, *, claim_idle_seconds: float = 60.0) -> None:
-        """Remember the address; nothing is opened yet. Raises ConfigurationError."""
-        self.name = f"Redis Streams at {place_of(url)}"
+    def __init__(self, url: str, *, prefix: str = "", claim_idle_seconds: float = 60.0) -> None:
+        """Remember the address; nothing is opened yet. Raises ConfigurationError.
+
+        The names of all streams begin with `prefix`.
+        """
+        self.name = f"Redis Streams at {place_of(url, prefix)}"
+        self._streams = {topic: prefix + name for topic, name in STREAMS.items()}
+        self._dead = prefix + DEAD
         self._reach = Reach(self.name)
         self._publishing = connect(url, "BROKER_URL", connections=CONNECTIONS_MAX, run=Run())
         self._receiving = connect(url, "BROKER_URL", connections=len(Topic), run=Run())
         self._consumer = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._claim_idle_ms = int(claim_idle_seconds * 1000)
         self._claim_every = min(CLAIM_EVERY_SECONDS, claim_idle_seconds / 4)
-        self._readings = {topic: _Reading(topic) for topic in Topic}
+        self._readings = {topic: _Reading(stream) for topic, stream in self._streams.items()}
         self._pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         self._receive_at = 0.0
 
@@ -114,11 +118,16 @@ class RedisBroker:
         """See Broker."""
         return self._reach.failing
 
+    @property
+    def hints_failing(self) -> str | None:
+        """See Broker. Hints and commands are in one Redis: they fail together."""
+        return self._reach.failing
+
     async def publish(self, topic: Topic, body: bytes) -> None:
         """See Broker. It is sent once: an answer that was lost leaves it open whether the message is there."""
         bound = ("MAXLEN", "~", HINTS_MAX) if topic is Topic.HINTS else ()
-        async with self._bounded(PUBLISH_SECONDS_MAX[topic], publishing=True):
-            await _run(self._publishing, "XADD", STREAMS[topic], *bound, "*", "body", body)
+        async with self._bounded(PUBLISH_SECONDS_MAX[topic], Way.PUBLISHING):
+            await _run(self._publishing, "XADD", self._streams[topic], *bound, "*", "body", body)
 
     async def receive(self, topic: Topic, *, limit: int, wait_seconds: float) -> list[Delivery]:
         """See Broker. After a failure it pauses first, so that a caller may simply call again."""
@@ -134,7 +143,7 @@ class RedisBroker:
         except TimeoutError:
             return []
         try:
-            async with self._bounded(wait_seconds + ANSWER_SECONDS_MAX):
+            async with self._bounded(wait_seconds + ANSWER_SECONDS_MAX, Way.RECEIVING):
                 return await self._next(reading, limit, ends)
         except BrokerUnavailable:
             self._receive_at = time.monotonic() + self._pauses.next()
@@ -234,13 +243,13 @@ class RedisBroker:
 
     async def reject(self, topic: Topic, delivery: Delivery, reason: str) -> None:
         """See Broker. A hint is dropped: nobody would ever look at it."""
-        aside = (DEAD, "*", "body", delivery.body, "reason", reason) if topic is Topic.COMMANDS else ()
+        aside = (self._dead, "*", "body", delivery.body, "reason", reason) if topic is Topic.COMMANDS else ()
         await self._remove(self._readings[topic], [delivery.token], aside)
 
     async def put_aside(self, body: bytes, reason: str) -> None:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
-            await self._publishing.xadd(DEAD, {"body": body, "reason": reason})
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
+            await self._publishing.xadd(self._dead, {"body": body, "reason": reason})
 
     async def _remove(self, reading: _Reading, tokens: list[Any], aside: Sequence[Any] = ()) -> None:
         """Delete and acknowledge. If Redis dies in between, the entry is gone, and its mark when it is claimed.
@@ -248,7 +257,7 @@ class RedisBroker:
         Only what is put aside needs a transaction: a Redis out of memory refuses those, and must still be emptied.
         """
         pipeline = self._publishing.pipeline(transaction=bool(aside))
-        async with self._bounded(ANSWER_SECONDS_MAX), pipeline:
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING), pipeline:
             if aside:
                 pipeline.execute_command("XADD", *aside)
             pipeline.execute_command("XDEL", reading.stream, *tokens)
@@ -258,14 +267,14 @@ class RedisBroker:
 
     async def depth(self, topic: Topic) -> Depth:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
-            waiting = await self._publishing.xlen(STREAMS[topic])
-            dead = await self._publishing.xlen(DEAD) if topic is Topic.COMMANDS else 0
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
+            waiting = await self._publishing.xlen(self._streams[topic])
+            dead = await self._publishing.xlen(self._dead) if topic is Topic.COMMANDS else 0
         return Depth(waiting, dead)
 
     async def durability(self) -> list[tuple[str, bool, str]]:
         """See Broker."""
-        async with self._bounded(ANSWER_SECONDS_MAX):
+        async with self._bounded(ANSWER_SECONDS_MAX, Way.ASKING):
             settings = await self._settings("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
         if not settings:
             ask = "Redis does not let itself be asked: see to it that appendonly is yes and appendfsync is always"
@@ -329,15 +338,15 @@ class RedisBroker:
             await forget_idle(client)
 
     @asynccontextmanager
-    async def _bounded(self, seconds: float, *, publishing: bool = False) -> AsyncIterator[None]:
+    async def _bounded(self, seconds: float, way: Way) -> AsyncIterator[None]:
         """Bound what is inside by `seconds`, and keep `failing` true to what comes of it."""
         self._reach.check_open()
         try:
             async with deadline(seconds):
                 yield
         except RedisUnavailable as error:
-            away = self._reach.away(str(error), publishing=publishing)
+            away = self._reach.away(str(error), way)
             if not self._reach.closed:
                 await self._forget_idle()
             raise away from error
-        self._reach.back(publishing=publishing)
+        self._reach.back(way)

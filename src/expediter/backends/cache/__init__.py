@@ -123,6 +123,7 @@ class NoCache(Cache):
 async def open_cache(
     *,
     url: str,
+    prefix: str = "",
     disabled: bool,
     ttl_seconds: float,
     position_now: Callable[[], int] | None,
@@ -130,14 +131,14 @@ async def open_cache(
 ) -> Cache:
     """Return the cache that the settings ask for: Redis at `url`, reachable or not, or in memory.
 
-    In memory only where it can tell that others have written; the one in Redis asks the database for its
-    `standing`. Raises ConfigurationError for a wrong `url`.
+    The names of all keys in Redis begin with `prefix`. In memory only where it can tell that others have written;
+    the one in Redis asks the database for its `standing`. Raises ConfigurationError for a wrong `url`.
     """
     if url:
         from expediter.backends.cache.redis import RedisCache
 
         # Also while it is disabled here: other processes must hear of what this one changes.
-        shared = RedisCache(url, ttl_seconds=ttl_seconds, standing=standing, reading=not disabled)
+        shared = RedisCache(url, prefix=prefix, ttl_seconds=ttl_seconds, standing=standing, reading=not disabled)
         await shared.start()
         return shared
     if disabled or position_now is None:

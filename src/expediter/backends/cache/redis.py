@@ -6,6 +6,8 @@
     orders:list:{version}:{limit}:{offset}     a page
     orders:cache:stats                         hits and misses of all processes (a hash)
 
+Each after REDIS_PREFIX.
+
 A change retires the entry before its commit, so a reader who loaded the older version cannot store it any more:
 entries are replaced by newer ones only. Where that fails, the database says to all readers that the cache is not
 to be believed, before the change is committed: each of them asks it for the cache's standing once a second. The
@@ -29,7 +31,7 @@ import structlog
 from expediter.backends.batching import Gatherer
 from expediter.backends.cache import Cache, Entry, LoadOrder, LoadPage, ReadStanding
 from expediter.backends.cache.belief import Belief
-from expediter.backends.cache.scripts import READ_PAGES, RETIRE_LISTS, RETIRE_ORDERS, STORE_ORDER
+from expediter.backends.cache.scripts import READ_PAGES, RETIRE_LISTS, RETIRE_ORDERS, STORE_ORDER, prefixed
 from expediter.backends.redis_client import RedisUnavailable, Run, connect, deadline, place_of, unlink_all
 from expediter.backends.tasks import Background, Pauses
 
@@ -56,6 +58,8 @@ VALUE_BYTES_MAX = 1024 * 1024
 EPOCH = "orders:epoch"
 LIST_VERSION = "orders:list:version"
 STATS = "orders:cache:stats"
+#: What comes before an order's id, and before the version of a page.
+DETAIL, LIST = "orders:detail:", "orders:list:"
 
 _VALUE = re.compile(rb'\{"version":(\d+),"epoch":"([^":]*):(\d+)","order":')
 
@@ -65,12 +69,19 @@ log = structlog.get_logger(__name__)
 class RedisCache(Cache):
     """See Cache. Use it from one event loop; `expect_changes` may be awaited in the writer's thread."""
 
-    def __init__(self, url: str, *, ttl_seconds: float, standing: ReadStanding, reading: bool = True) -> None:
-        """Keep entries for `ttl_seconds` in the Redis at `url`; not `reading`: tell it of changes only.
+    def __init__(
+        self, url: str, *, prefix: str = "", ttl_seconds: float, standing: ReadStanding, reading: bool = True
+    ) -> None:
+        """Keep entries for `ttl_seconds` in the Redis at `url`, under names that begin with `prefix`.
 
-        Raises ConfigurationError.
+        Not `reading`: tell it of changes only. Raises ConfigurationError.
         """
-        self.name = f"Redis at {place_of(url)}" if reading else f"off; Redis at {place_of(url)} hears of changes"
+        place = place_of(url, prefix)
+        self.name = f"Redis at {place}" if reading else f"off; Redis at {place} hears of changes"
+        self._epoch_key, self._version_key, self._stats_key = (
+            prefix + name for name in (EPOCH, LIST_VERSION, STATS)
+        )
+        self._detail, self._list = prefix + DETAIL, prefix + LIST
         self._reading = reading
         self._ttl_seconds = ttl_seconds
         self._ttl_ms = str(max(1, int(ttl_seconds * 1000)))
@@ -86,10 +97,10 @@ class RedisCache(Cache):
             self._look_up_pages, items_max=LOOKUPS_PER_CALL, rounds_max=2
         )
         self._loading_pages: dict[tuple[bytes, str], asyncio.Task[tuple[bytes, bool]]] = {}
-        self._retire_orders = self._client.register_script(RETIRE_ORDERS)
-        self._store_order = self._client.register_script(STORE_ORDER)
-        self._retire_lists = self._client.register_script(RETIRE_LISTS)
-        self._read_pages = self._client.register_script(READ_PAGES)
+        self._retire_orders, self._store_order, self._retire_lists, self._read_pages = (
+            self._client.register_script(prefixed(script, prefix))
+            for script in (RETIRE_ORDERS, STORE_ORDER, RETIRE_LISTS, READ_PAGES)
+        )
         self._background: set[asyncio.Task[Any]] = set()
         self._storing: set[asyncio.Task[bool]] = set()
         self._hits = self._misses = 0
@@ -141,7 +152,7 @@ class RedisCache(Cache):
             return False
 
     async def _expect(self, changed: Sequence[tuple[str, int]]) -> bool:
-        keys = [f"orders:detail:{order_id}" for order_id, _ in changed]
+        keys = [f"{self._detail}{order_id}" for order_id, _ in changed]
         versions = [str(version) for _, version in changed]
 
         async def retire() -> None:
@@ -187,7 +198,9 @@ class RedisCache(Cache):
     async def _look_up(self, order_ids: Sequence[str]) -> list[tuple[bytes, bytes | None]]:
         """Return for each order the valid epoch (empty: there is none yet) and what is kept under its id."""
         async with deadline(CALL_SECONDS_MAX):
-            found: list[Any] = await self._client.mget([EPOCH, *(f"orders:detail:{each}" for each in order_ids)])
+            found: list[Any] = await self._client.mget(
+                [self._epoch_key, *(f"{self._detail}{each}" for each in order_ids)]
+            )
             epoch, values = found[0], found[1:]
             if not epoch or not epoch.startswith(self._run.id.encode()):
                 epoch = await self._retire_lists((), self._list_version())
@@ -214,7 +227,7 @@ class RedisCache(Cache):
             str(entry.version),
             value,
         ]
-        self._store(lambda: self._store_order([f"orders:detail:{order_id}"], arguments))
+        self._store(lambda: self._store_order([f"{self._detail}{order_id}"], arguments))
 
     async def page(self, key: str, load: LoadPage) -> bytes:
         """See Cache."""
@@ -242,7 +255,7 @@ class RedisCache(Cache):
     async def _load_page(self, version: bytes, key: str, load: LoadPage) -> tuple[bytes, bool]:
         body, keep = await load()
         if keep and len(body) <= VALUE_BYTES_MAX and len(self._storing) < STORING_MAX:
-            name = f"orders:list:{version.decode()}:{key}"
+            name = f"{self._list}{version.decode()}:{key}"
             self._store(lambda: self._client.set(name, body, px=int(self._ttl_ms)))
         return body, keep
 
@@ -258,7 +271,7 @@ class RedisCache(Cache):
         """See Cache: another epoch at once, then the keys are removed, some at a time."""
         async with deadline(CONNECT_SECONDS_MAX):
             await self._new_epoch()
-        await unlink_all(self._client, "orders:detail:*", "orders:list:*:*")
+        await unlink_all(self._client, f"{self._detail}*", f"{self._list}*:*")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -294,8 +307,8 @@ class RedisCache(Cache):
     async def _new_epoch(self) -> None:
         _, epoch = self._epoch()
         async with self._client.pipeline(transaction=True) as together:
-            together.set(EPOCH, epoch)
-            together.set(LIST_VERSION, f"{epoch}.{self._belief.number}.{secrets.token_hex(8)}")
+            together.set(self._epoch_key, epoch)
+            together.set(self._version_key, f"{epoch}.{self._belief.number}.{secrets.token_hex(8)}")
             await together.execute()
 
     async def _try(self, call: Callable[[], Awaitable[Any]], seconds: float = CALL_SECONDS_MAX) -> bool:
@@ -356,8 +369,8 @@ class RedisCache(Cache):
 
         async def add() -> None:
             async with self._client.pipeline(transaction=True) as together:
-                together.hincrby(STATS, "hits", hits)
-                together.hincrby(STATS, "misses", misses)
+                together.hincrby(self._stats_key, "hits", hits)
+                together.hincrby(self._stats_key, "misses", misses)
                 await together.execute()
             self._told = (self._told[0] + hits, self._told[1] + misses)
 

@@ -1,17 +1,24 @@
 """What runs inside the Redis of the shared cache: it compares and sets in one step (see redis.py for the keys).
 
-Written in Lua, because Redis runs nothing else.
+Written in Lua, because Redis runs nothing else. `PREFIX` stands for what the names of all keys begin with; it is
+put in once, so that no call has to bring the names along.
 """
 
 from __future__ import annotations
 
+
+def prefixed(script: str, prefix: str) -> str:
+    """Return a script whose keys begin with `prefix`, which has no quotes and no backslashes in it."""
+    return script.replace("PREFIX", prefix)
+
+
 # Each script begins by making sure of the epoch: ARGV[1] is this server's run, ARGV[2] an epoch to set if there is
 # none or if it comes from an earlier run.
 _EPOCH_FIRST = """
-local epoch = redis.call('GET', 'orders:epoch')
+local epoch = redis.call('GET', 'PREFIXorders:epoch')
 if not epoch or string.sub(epoch, 1, #ARGV[1]) ~= ARGV[1] then
   epoch = ARGV[2]
-  redis.call('SET', 'orders:epoch', epoch)
+  redis.call('SET', 'PREFIXorders:epoch', epoch)
 end
 """
 # KEYS: details. ARGV[3]: milliseconds to keep; ARGV[3 + n]: the version that KEYS[n] is about to have.
@@ -48,7 +55,7 @@ return 1
 )
 # ARGV[3]: the random end of a new list version; ARGV[4]: the standing's number, as far as the caller knows.
 _HELD_LISTS = """
-local version = redis.call('GET', 'orders:list:version')
+local version = redis.call('GET', 'PREFIXorders:list:version')
 local held_epoch, number = string.match(version or '', '^(.*)%.(%d+)%.')
 if held_epoch ~= epoch then number = '-1' end
 """
@@ -57,7 +64,7 @@ RETIRE_LISTS = (
     + _HELD_LISTS
     + """
 if tonumber(number) < tonumber(ARGV[4]) then number = ARGV[4] end
-redis.call('SET', 'orders:list:version', epoch .. '.' .. number .. '.' .. ARGV[3])
+redis.call('SET', 'PREFIXorders:list:version', epoch .. '.' .. number .. '.' .. ARGV[3])
 return epoch
 """
 )
@@ -68,11 +75,11 @@ READ_PAGES = (
     + """
 if tonumber(number) < tonumber(ARGV[4]) then
   version = epoch .. '.' .. ARGV[4] .. '.' .. ARGV[3]
-  redis.call('SET', 'orders:list:version', version)
+  redis.call('SET', 'PREFIXorders:list:version', version)
 end
 local found = {version}
 for index = 5, #ARGV do
-  found[index - 3] = redis.call('GET', 'orders:list:' .. version .. ':' .. ARGV[index])
+  found[index - 3] = redis.call('GET', 'PREFIXorders:list:' .. version .. ':' .. ARGV[index])
 end
 return found
 """

@@ -120,22 +120,29 @@ async def _queue(context: Context) -> Dependency:
         workers = "this process has no workers, `expediter work` starts some"
     if broker is None:
         return Dependency("ok", f"{name}; {workers}")
-    depth = await within(_depth(broker), LOOK_SECONDS_MAX) or f"it did not answer within {LOOK_SECONDS_MAX:g} s"
+    slow = f"it did not answer within {LOOK_SECONDS_MAX:g} s"
+    depth, hints = await asyncio.gather(
+        within(_depth(broker, Topic.COMMANDS), LOOK_SECONDS_MAX),
+        within(_depth(broker, Topic.HINTS), LOOK_SECONDS_MAX),
+    )
+    depth = depth or slow
+    instead = "the workers find what is due in the database by themselves"
     if isinstance(depth, str):
-        instead = "the workers find what is due in the database by themselves"
         if context.intake is not None:
             instead += ", and orders are stored there before they are answered"
         return Dependency("degraded", f"{name}: {depth}; {instead}")
     said = f"{name}; {workers}; {depth.waiting} messages of queued commands wait, {depth.dead} are put aside"
     if context.intake is not None and context.intake.failing is not None:
         return Dependency("degraded", f"{said}; orders are stored directly: {context.intake.failing}")
+    if no_hints := hints if isinstance(hints, str) else broker.hints_failing if hints else slow:
+        return Dependency("degraded", f"{said}; there are no hints, {instead}: {no_hints}")
     return Dependency("degraded" if depth.dead else "ok", said)
 
 
-async def _depth(broker: Broker) -> Depth | str:
+async def _depth(broker: Broker, topic: Topic) -> Depth | str:
     """Return what waits, or why that cannot be said."""
     try:
-        return await broker.depth(Topic.COMMANDS)
+        return await broker.depth(topic)
     except BrokerUnavailable as error:
         return str(error)
 
