@@ -198,13 +198,13 @@ class _Intake:
         return Request(command, row_key(self._key, number, fingerprinted(command)), _word)
 
     async def _send(self) -> None:
-        stored = asyncio.create_task(self._store(self._requests))
+        stored = asyncio.create_task(self._store(self._requests, self._bytes))
         self._under_way.append((self._rows, stored))
         self._rows, self._requests, self._bytes = [], [], 0
         if len(self._under_way) >= GROUPS_UNDER_WAY_MAX:
             await self._collect()
 
-    async def _store(self, requests: list[Request]) -> list[Outcome]:
+    async def _store(self, requests: list[Request], body_bytes: int) -> list[Outcome]:
         """Store a group, except for orders whose id belongs to one that waits in the queue."""
         named = [
             each.command.order_id
@@ -213,7 +213,7 @@ class _Intake:
         ]
         waiting = await self._context.queries.waiting(named)
         free = [each for each in requests if each.command.order_id not in waiting]
-        stored = iter(await self._context.committer.submit_patiently(free))
+        stored = iter(await self._context.committer.submit_patiently(free, body_bytes))
         return [
             DuplicateOrder(each.command.order_id) if each.command.order_id in waiting else next(stored)
             for each in requests
