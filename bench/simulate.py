@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from expediter.settings import Settings
-from expediter.store.committer import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
+from expediter.store.gathering import BATCH_REQUESTS_MAX, QUEUE_REQUESTS_MAX
 from expediter.work.worker import CLAIM_MAX
 
 

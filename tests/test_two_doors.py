@@ -6,8 +6,10 @@ import json
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from auditing import charges, gateway_with_ledger, wait_until, working
@@ -65,6 +67,39 @@ def test_what_is_written_at_one_door_is_read_at_the_other(
                 redis_server.query(database, "FLUSHDB")
         for door in doors:
             assert door.get("/health").json()["dependencies"]["cache"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["uncached", "cached"])
+def test_who_waits_at_one_door_hears_of_the_other(
+    folder: Path, at: Place, redis_server: RedisServer, cached: bool
+) -> None:
+    """Forty readers wait at one process: each hears of the change that another makes, and of no other one."""
+    settings = {"DATABASE_URL": at.address, **({"REDIS_URL": redis_server.new_database()} if cached else {})}
+    ids = [f"A{number}" for number in range(40)]
+    with (
+        Serving(folder, "--no-workers", **settings) as one,
+        Serving(folder, "--no-workers", **settings) as two,
+        ThreadPoolExecutor(len(ids)) as pool,
+    ):
+        for order_id in ids:
+            body = {"order_id": order_id, "user_id": 1, "items": [{"name": "Pen", "quantity": 1}]}
+            assert two.client.post("/orders", json=body).status_code == 201
+        waiting = {
+            order_id: pool.submit(
+                httpx2.get, f"{one.url}/orders/{order_id}?wait=30", headers={"If-None-Match": '"1"'}, timeout=60
+            )
+            for order_id in ids
+        }
+        for order_id in ids[::2]:
+            two.client.patch(f"/orders/{order_id}/status", json={"status": "processing"})
+        for order_id in ids[::2]:
+            assert waiting[order_id].result().json()["version"] == 2
+        assert two.client.delete("/orders/A1").status_code == 204
+        assert waiting["A1"].result().status_code == 404
+        assert not any(waiting[order_id].done() for order_id in ids[3::2])
+        for order_id in ids[3::2]:
+            two.client.patch(f"/orders/{order_id}/status", json={"status": "processing"})
+        assert {waiting[order_id].result().json()["version"] for order_id in ids[3::2]} == {2}
 
 
 def test_an_operator_watches_the_cache(folder: Path, redis_server: RedisServer) -> None:

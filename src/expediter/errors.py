@@ -2,7 +2,7 @@
 
 ExpediterError
 ├── BadRequest             the request cannot be read (broken JSON, a malformed key)
-├── InvalidInput           it can be read, but breaks a rule; carries one Fault per field
+├── InvalidInput           it can be read, but breaks a rule; carries one Fault per field, up to a limit
 ├── OrderNotFound
 ├── Conflict               legal in itself, impossible now
 │   ├── DuplicateOrder     the order id is taken
@@ -38,7 +38,11 @@ The HTTP status of each stands in one table in `web/problems.py`.
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
+
+#: Faults that one refusal names, at most.
+FAULTS_MAX = 100
 
 
 class Fault(NamedTuple):
@@ -59,11 +63,20 @@ class BadRequest(ExpediterError):
 class InvalidInput(ExpediterError):
     """The request breaks at least one rule."""
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
-        """Keep every fault; the message is the first one's."""
-        self.faults = tuple(faults)
+    def __init__(self, faults: Iterable[Fault], *, faults_max: int = FAULTS_MAX, rest: str = "") -> None:
+        """Keep up to `faults_max` faults; the message is the first one's, and says when there are more.
+
+        `rest` says why nobody has looked for more.
+        """
+        found = tuple(islice(faults, faults_max + 1))
+        self.faults = found[:faults_max]
         first = self.faults[0]
-        super().__init__(f"{first.field}: {first.message}" if first.field else first.message)
+        text = f"{first.field}: {first.message}" if first.field else first.message
+        if len(found) > faults_max:
+            rest = (
+                f"the first of more than {faults_max} faults" if faults_max > 1 else "the first of several faults"
+            )
+        super().__init__(f"{text} ({rest})" if rest else text)
 
 
 class OrderNotFound(ExpediterError):

@@ -21,7 +21,8 @@ from expediter.errors import (
 )
 from expediter.orders.commands import CancelOrder
 from expediter.orders.order import Line, Order
-from expediter.store.committer import BATCH_REQUESTS_MAX, BUGS_IN_A_ROW, QUEUE_REQUESTS_MAX
+from expediter.store.committer import BUGS_IN_A_ROW
+from expediter.store.gathering import BATCH_REQUESTS_MAX, QUEUE_BYTES_MAX, QUEUE_REQUESTS_MAX
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from storing import Place, applied, ask, open_committer, place, rows
 
@@ -98,6 +99,25 @@ async def test_a_full_queue_refuses_and_keeps_what_it_has(folder: Path) -> None:
         assert all(isinstance(outcome, Applied) for outcome in outcomes)
         await applied(committer, place("later"))
     assert rows(folder, "SELECT count(*) FROM orders") == [(QUEUE_REQUESTS_MAX + 1,)]
+
+
+async def test_a_queue_of_large_orders_is_full_by_their_bytes(folder: Path) -> None:
+    """Orders of a mebibyte each fill the queue by their bytes, long before their number does."""
+    size = 1024 * 1024
+    fitting = QUEUE_BYTES_MAX // size
+    async with open_committer(folder) as committer:
+        waiting = [asyncio.create_task(committer.submit(place(f"A{number}"), size)) for number in range(fitting)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="bytes"):
+            await committer.submit(place("late"), size)
+        patient = asyncio.create_task(committer.submit_patiently([place("patient")], size))
+        small = asyncio.create_task(committer.submit(place("small")))
+        outcomes = await asyncio.gather(*waiting, small)
+        assert all(isinstance(outcome, Applied) for outcome in [*outcomes, *await patient])
+        # No transaction had more than sixteen of them.
+        assert committer.commits >= (fitting + 1) // 16
+        assert isinstance(await committer.submit(place("later"), size), Applied)
+    assert rows(folder, "SELECT count(*) FROM orders") == [(fitting + 3,)]
 
 
 async def test_work_that_was_accepted_waits_for_room(folder: Path) -> None:

@@ -31,6 +31,7 @@ from expediter.store.maintenance import EXPIRED_KEYS_PER_BATCH
 from expediter.store.queries import NothingAccepted, Queries
 from expediter.store.rows import count_order, read_order
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, PageQuery, Request
+from expediter.store.watching import look
 from servers import in_thread
 from serving import PATIENCE_SECONDS
 from storing import Place, ask, claim, claimed, open_committer, place, rows
@@ -115,6 +116,8 @@ async def use_everything(at: Place, database: Database) -> None:
     await queries.order(order_id)
     await queries.wait(order_id, beyond=0, seconds=0)
     await queries.wait(order_id, beyond=99, seconds=0.01)
+    ((position,),) = rows(at, "SELECT position FROM feed")
+    assert len((await database.read(partial(look, after=position - 9))).events or ()) == 9
     await queries.inspect(order_id)
     await queries.history(order_id)
     await queries.counters()

@@ -47,16 +47,20 @@ from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome
 
 #: Commands in one message, at most.
 COMMANDS_PER_MESSAGE = 100
-#: Commands that may wait for their message; one more is refused with Overloaded.
+#: Commands that may wait for their message, and the bytes of the bodies of all that are being accepted; one more
+#: is refused with Overloaded.
 WAITING_MAX = 10_000
+WAITING_BYTES_MAX = 64 * 1024 * 1024
 #: Changes of one order that may wait to be applied; one more is refused with Overloaded.
 CHANGES_MAX = 100
 #: Seconds that the database may take to say what it knows of an order; beyond that it is accepted unjudged.
 JUDGE_SECONDS = 2.0
 #: How long a command of no caller's key is known by its token, in microseconds.
 TOKEN_KEEP = 86_400 * MICROSECONDS
-#: Accepted commands that a process remembers until they are settled; Redis and the broker alone have older ones.
+#: Accepted commands that a process remembers until they are settled, and their bytes; Redis and the broker alone
+#: have older ones.
 REMEMBERED_MAX = 20_000
+REMEMBERED_BYTES_MAX = 64 * 1024 * 1024
 #: Seconds between two looks whether Redis has forgotten them, and commands that are looked for at once.
 LOOK_SECONDS = 1.0
 LOOKS_PER_ROUND = 500
@@ -87,7 +91,9 @@ class QueuedIntake:
         self._messages: Gatherer[Accepted, Kept | str | None] = Gatherer(
             self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
         )
+        self._accepting_bytes = 0
         self._remembered: OrderedDict[str, Accepted] = OrderedDict()
+        self._remembered_bytes = 0
         self._since = b""
         self._begun = False
         self.background = Background("intake", self._look_after)
@@ -103,23 +109,32 @@ class QueuedIntake:
         await self._messages.finish()
         await self.background.stop(grace_seconds=0)
 
-    async def submit(self, request: Request, word: Word) -> Outcome | Queued:
-        """Accept a request, and return its answer as `word` has it.
+    async def submit(self, request: Request, word: Word, body_bytes: int = 0) -> Outcome | Queued:
+        """Accept a request, which came in so many bytes, and return its answer as `word` has it.
 
         Returns what the committer returned where the request had to be stored directly. Raises the refusal, and
         Unavailable when neither broker nor database can take it.
         """
         if self._messages.waiting >= WAITING_MAX:
             raise Overloaded(f"{self._messages.waiting} commands wait for the broker; try again")
+        if self._accepting_bytes + body_bytes > WAITING_BYTES_MAX:
+            raise Overloaded(f"{self._accepting_bytes} bytes of commands wait for the broker; try again")
+        self._accepting_bytes += body_bytes
+        try:
+            return await self._accept_or_store(request, word, body_bytes)
+        finally:
+            self._accepting_bytes -= body_bytes
+
+    async def _accept_or_store(self, request: Request, word: Word, body_bytes: int) -> Outcome | Queued:
         now = time.time_ns() // 1000
         if isinstance(request.command, PlaceOrder):
             request = replace(request, command=replace(request.command, placed_at=now))
         try:
-            return await self._accept(request, word, now)
+            return await self._accept(request, word, now, body_bytes)
         except RedisUnavailable as error:
-            return await self._store(request, error, None)
+            return await self._store(request, error, None, body_bytes)
 
-    async def _accept(self, request: Request, word: Word, now: int) -> Outcome | Queued:
+    async def _accept(self, request: Request, word: Word, now: int, body_bytes: int) -> Outcome | Queued:
         command, key = request.command, request.key
         if not self._begun:
             await self._look_at_incarnation()
@@ -149,7 +164,7 @@ class QueuedIntake:
         try:
             in_the_way = await self._messages.ask(Accepted(send, pack([send]), new))
         except (RedisUnavailable, BrokerUnavailable) as error:
-            return await self._store(request, error, send)
+            return await self._store(request, error, send, body_bytes)
         if isinstance(in_the_way, Kept) and key is not None:
             return self._replay(key, in_the_way)
         if in_the_way is not None:
@@ -213,7 +228,9 @@ class QueuedIntake:
         look = partial(lookups.order_job_and_lines, order_id=order_id, placing=placing)
         return (await self._database.read(look),)
 
-    async def _store(self, request: Request, error: Unavailable, sent: QueuedCommand | None) -> Outcome:
+    async def _store(
+        self, request: Request, error: Unavailable, sent: QueuedCommand | None, body_bytes: int
+    ) -> Outcome:
         """Store a request directly, because broker or Redis cannot take it.
 
         What was `sent` may be there all the same: it is stored under the same key, so that it is not stored twice.
@@ -226,7 +243,7 @@ class QueuedIntake:
             direct = replace(sent.request(waits=True), with_lines=request.with_lines, incarnation=None)
             direct = replace(direct, answer=request.answer or direct.answer)
         try:
-            outcome = await self._committer.submit(direct)
+            outcome = await self._committer.submit(direct, body_bytes)
         except Unavailable as away:
             if sent is None:
                 raise
@@ -245,7 +262,7 @@ class QueuedIntake:
         return outcome
 
     async def _withdraw(self, settled: Settled) -> None:
-        self._remembered.pop(settled.command.token, None)
+        self._forget(settled.command.token)
         try:
             await self._temporary.settle([settled])
         except RedisUnavailable:
@@ -255,14 +272,23 @@ class QueuedIntake:
         """Keep commands for readers and publish them; return what was in the way of each."""
         in_the_way = await self._temporary.put(accepted)
         sending = [each for each, found in zip(accepted, in_the_way, strict=True) if found is None]
-        self._remembered.update((each.command.token, each) for each in sending)
-        while len(self._remembered) > REMEMBERED_MAX:
-            self._remembered.popitem(last=False)
+        self._remember(sending)
         reach("kept")
         for body in messages([each.packed for each in sending]):
             await self._broker.publish(Topic.COMMANDS, body)
         reach("sent")
         return list(in_the_way)
+
+    def _remember(self, accepted: Sequence[Accepted]) -> None:
+        for each in accepted:
+            self._remembered[each.command.token] = each
+            self._remembered_bytes += _size(each)
+        while len(self._remembered) > REMEMBERED_MAX or self._remembered_bytes > REMEMBERED_BYTES_MAX:
+            self._forget(next(iter(self._remembered)))
+
+    def _forget(self, token: str) -> None:
+        if (forgotten := self._remembered.pop(token, None)) is not None:
+            self._remembered_bytes -= _size(forgotten)
 
     async def _look_after(self) -> None:
         while not self.background.stopping:
@@ -302,5 +328,9 @@ class QueuedIntake:
                 await self._temporary.put(missing)
             else:
                 for each in missing:
-                    self._remembered.pop(each.command.token, None)
+                    self._forget(each.command.token)
         self._since = since
+
+
+def _size(accepted: Accepted) -> int:
+    return len(accepted.packed) + len(accepted.order or b"")

@@ -29,7 +29,8 @@ from expediter.orders.commands import DeleteOrder, PlaceOrder
 from expediter.orders.order import MICROSECONDS
 from expediter.queued.message import QueuedCommand, pack
 from expediter.queued.temporary import Settled, TemporaryOrders
-from expediter.store.committer import BATCH_REQUESTS_MAX, Committer
+from expediter.store.committer import Committer
+from expediter.store.gathering import BATCH_REQUESTS_MAX
 from expediter.store.submissions import Outcome, Replayed, Request
 
 #: Pause after the database was not there, in seconds: it grows from one to the other.

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -25,11 +23,11 @@ from expediter.errors import (
     ConstraintViolated,
     DatabaseUnavailable,
     ExpediterError,
-    Overloaded,
     RequestFailed,
     Unavailable,
 )
 from expediter.store import emptying
+from expediter.store.gathering import Gathering, Group
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing, write_the_same
@@ -37,8 +35,6 @@ from expediter.store.standing import SPARE_SECONDS, Suspension, prolong
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
 
-#: Requests in one transaction, at most.
-BATCH_REQUESTS_MAX = 256
 #: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
 SETTLE_SECONDS_MAX = WRITE_SECONDS_MAX
 SETTLE_AGAIN_SECONDS = 0.2
@@ -46,8 +42,6 @@ SETTLE_AGAIN_SECONDS = 0.2
 TELL_SECONDS_MAX = 0.002
 #: After so many requests in a row that met a bug it is no longer theirs: nothing can be stored.
 BUGS_IN_A_ROW = 5
-#: Requests that may wait for their transaction; one more is refused with Overloaded.
-QUEUE_REQUESTS_MAX = 10_000
 #: How often that is tried for one batch.
 SUSPENSIONS_MAX = 3
 #: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
@@ -57,15 +51,9 @@ KNOWN_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
 HOUSEKEEPING_SECONDS = 60.0
 
+_LATE = f"It waited {ADMIT_SECONDS_MAX:g} s for the database, which is too slow now"
+
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    asked: Sequence[Asked]
-    done: asyncio.Future[list[Outcome]]
-    #: When it is refused if it still waits, on the monotonic clock.
-    until: float = math.inf
 
 
 class _ReadersNotTold(Exception):
@@ -80,10 +68,8 @@ class Committer:
         self._database = database
         self._cache = cache
         self._slot = slot
-        self._queue: deque[_Group] = deque()
-        self._queued = 0
+        self._gathering = Gathering()
         self._wake = asyncio.Event()
-        self._room = asyncio.Event()
         self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
         self._in_doubt: Batch | None = None
@@ -91,7 +77,7 @@ class Committer:
         #: When the suspension may end that the batch under way relies on; None: it relies on none.
         self._suspended_until: float | None = None
         #: What is committed, and not told yet to those who asked for it.
-        self._committed: list[tuple[list[_Group], list[Outcome]]] = []
+        self._committed: list[tuple[list[Group], list[Outcome]]] = []
         #: When the batch under way was begun, and when one was stored or failed, on the monotonic clock.
         self._begun_at = math.inf
         self._known_at = -math.inf
@@ -118,41 +104,36 @@ class Committer:
         await self.background.stop()
         await self._suspension.stop()
 
-    async def submit(self, request: Request) -> Outcome:
-        """Carry out one request; see `submit_all`."""
-        return (await self.submit_all((request,)))[0]
+    async def submit(self, request: Request, body_bytes: int = 0) -> Outcome:
+        """Carry out one request, which came in so many bytes; see `submit_all`."""
+        return (await self.submit_all((request,), body_bytes))[0]
 
-    async def submit_all(self, asked: Sequence[Asked]) -> list[Outcome]:
+    async def submit_all(self, asked: Sequence[Asked], body_bytes: int = 0) -> list[Outcome]:
         """Carry out the requests in one transaction and return their outcomes, refusals included.
 
         Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
         away changes nothing: what it asked for is carried out all the same.
         """
-        if self._queued + len(asked) > QUEUE_REQUESTS_MAX:
-            raise Overloaded(f"{self._queued} requests wait to be stored; try again")
-        return await self._enqueue(asked, time.monotonic() + ADMIT_SECONDS_MAX)
-
-    async def submit_patiently(self, asked: Sequence[Asked]) -> list[Outcome]:
-        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
-        while self._queued + len(asked) > QUEUE_REQUESTS_MAX:
-            self._room.clear()
-            await self._room.wait()
-        return await self._enqueue(asked)
-
-    def _enqueue(self, asked: Sequence[Asked], until: float = math.inf) -> asyncio.Future[list[Outcome]]:
-        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Group(asked, done, until))
-        self._queued += len(asked)
+        done = self._gathering.put(asked, time.monotonic() + ADMIT_SECONDS_MAX, body_bytes)
         self._wake.set()
-        return done
+        return await done
+
+    async def submit_patiently(self, asked: Sequence[Asked], body_bytes: int = 0) -> list[Outcome]:
+        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
+        await self._gathering.room(len(asked), body_bytes)
+        done = self._gathering.put(asked, math.inf, body_bytes)
+        self._wake.set()
+        return await done
 
     async def _run(self) -> None:
-        while self._queue or not self.background.stopping:
+        while self._gathering.groups or not self.background.stopping:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue:
-                groups = self._next_batch()
+            while self._gathering.groups:
                 self._begun_at = time.monotonic()
+                groups, late = self._gathering.take(self._begun_at)
+                if late:
+                    _fail(late, DatabaseUnavailable(_LATE))
                 try:
                     if groups:
                         await self._commit(groups)
@@ -165,26 +146,7 @@ class Committer:
             if self.background.stopping:
                 self._wake.set()
 
-    def _next_batch(self) -> list[_Group]:
-        groups: list[_Group] = []
-        size = 0
-        now = time.monotonic()
-        while self._queue and (not groups or size + len(self._queue[0].asked) <= BATCH_REQUESTS_MAX):
-            group = self._queue.popleft()
-            if group.until < now:
-                self._queued -= len(group.asked)
-                late = DatabaseUnavailable(
-                    f"It waited {ADMIT_SECONDS_MAX:g} s for the database, which is too slow now"
-                )
-                _fail([group], late)
-                continue
-            groups.append(group)
-            size += len(group.asked)
-        self._queued -= size
-        self._room.set()
-        return groups
-
-    async def _commit(self, groups: list[_Group], *, again: bool = False) -> None:
+    async def _commit(self, groups: list[Group], *, again: bool = False) -> None:
         """Carry out a batch; `again`: its commit has failed once, and it is known that nothing was stored."""
         asked = [request for group in groups for request in group.asked]
         try:
@@ -201,14 +163,14 @@ class Committer:
         else:
             await self._succeed(groups, outcomes)
 
-    def _give_up(self, groups: list[_Group], error: Exception) -> None:
+    def _give_up(self, groups: list[Group], error: Exception) -> None:
         self._tell()
         self._cache.forget_commit(final=True)
         self.failing = str(error)
         self._known_at = time.monotonic()
         _fail(groups, error)
 
-    async def _succeed(self, groups: list[_Group], outcomes: list[Outcome]) -> None:
+    async def _succeed(self, groups: list[Group], outcomes: list[Outcome]) -> None:
         reach("committed")
         self.failing = None
         self._known_at = time.monotonic()
@@ -226,7 +188,7 @@ class Committer:
                 _fail(groups, CommitUncertain(f"It is stored, but readers may not be shown it yet: {error}"))
                 return
         self._committed.append((groups, outcomes))
-        if not self._queue:
+        if not self._gathering.groups:
             self._tell()
         elif self._late is None:
             self._late = asyncio.get_running_loop().call_later(TELL_SECONDS_MAX, self._tell)
@@ -281,7 +243,7 @@ class Committer:
         self._cache.expect_commit(after - batch.events, after)
         return batch.outcomes
 
-    async def _settle(self, groups: list[_Group], uncertain: CommitUncertain, *, again: bool) -> None:
+    async def _settle(self, groups: list[Group], uncertain: CommitUncertain, *, again: bool) -> None:
         """Find out whether a commit that was never answered took place; if not, the batch is carried out again."""
         batch = self._in_doubt
         assert batch is not None  # it was announced before its commit was sent
@@ -386,7 +348,7 @@ class Committer:
         except Unavailable:
             await self._suspension.begin()
 
-    async def _divide(self, groups: list[_Group], error: Exception) -> None:
+    async def _divide(self, groups: list[Group], error: Exception) -> None:
         """Find the request that cannot be carried out, and spare the others."""
         if len(groups) > 1:
             middle = len(groups) // 2
@@ -404,9 +366,9 @@ class Committer:
             self._tell()
             _fail(groups, error)
 
-    async def _divide_group(self, group: _Group) -> None:
+    async def _divide_group(self, group: Group) -> None:
         loop = asyncio.get_running_loop()
-        parts = [_Group((request,), loop.create_future()) for request in group.asked]
+        parts = [Group((request,), loop.create_future()) for request in group.asked]
         outcomes: list[Outcome] = []
         for part in parts:
             await self._commit([part])
@@ -441,7 +403,6 @@ class Committer:
         return told
 
 
-def _fail(groups: list[_Group], error: Exception) -> None:
+def _fail(groups: list[Group], error: Exception) -> None:
     for group in groups:
-        if not group.done.done():
-            group.done.set_exception(error)
+        group.fail(error)

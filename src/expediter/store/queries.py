@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -21,17 +21,14 @@ from expediter.store.jobs import Backlog, backlog
 from expediter.store.lookups import HistoryRow
 from expediter.store.rows import count_of
 from expediter.store.submissions import Applied, PageQuery
+from expediter.store.watching import Watch
 
-#: How often a waiting reader looks at the store for itself, in seconds: another process may have made the change.
-WAIT_LOOK_SECONDS = 0.25
 #: Bytes of the documents of one page, at most; the next page goes on from there.
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 #: Orders whose lines are read at once: each may have 2,000.
 ORDERS_PER_LOOK = 25
 #: Such reads under way at once.
 LOOKS_AT_ONCE = 4
-#: Orders whose readers may wait at once; one more is answered at once.
-WAITERS_MAX = 10_000
 
 
 _to_json = msgspec.json.Encoder().encode
@@ -92,7 +89,7 @@ class Queries:
         self._details: Gatherer[str, Entry | None] = Gatherer(
             self._load_all, items_max=ORDERS_PER_LOOK, rounds_max=LOOKS_AT_ONCE
         )
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._watch = Watch(database, accepted.pending)
         self._stopping = False
 
     async def waiting(self, order_ids: Sequence[str]) -> set[str]:
@@ -128,42 +125,42 @@ class Queries:
 
         Raises OrderNotFound, also when the order is deleted meanwhile.
         """
-        deadline = asyncio.get_running_loop().time() + seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        version = 0
         while True:
-            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiters = self._waiting.setdefault(order_id, set())
-            waiters.add(changed)
+            changed = self._watch.expect(order_id)
             try:
-                entry = await self.order(order_id)
-                left = deadline - asyncio.get_running_loop().time()
+                if not self._stopping:
+                    await self._watch.begin()
+                entry = await self.order(order_id, min_version=version)
+                left = deadline - loop.time()
                 if entry.version > beyond or left <= 0 or self._stopping or await self._ended(order_id):
                     return entry
-                await asyncio.wait([changed], timeout=min(left, WAIT_LOOK_SECONDS))
+                await asyncio.wait([changed], timeout=left)
+                version = changed.result() if changed.done() else version
             finally:
-                waiters.discard(changed)
-                if not waiters:
-                    self._waiting.pop(order_id, None)
+                self._watch.forget(order_id, changed)
 
     async def _ended(self, order_id: str) -> bool:
-        if len(self._waiting) > WAITERS_MAX:
+        if self._watch.full:
             return True
         found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
-        if found is None:
-            return not await self._accepted.pending([order_id])
-        return found[0].at_rest
+        if found is not None:
+            return found[0].at_rest
+        if not await self._accepted.pending([order_id]):
+            return True
+        self._watch.not_stored(order_id)
+        return False
 
     def stop_waiting(self) -> None:
         """Answer whoever waits with what there is: the process is about to stop."""
         self._stopping = True
-        for waiters in self._waiting.values():
-            _wake(waiters)
+        self._watch.tell_all()
 
     def notice(self, changes: Sequence[Applied]) -> None:
         """Wake whoever waits for one of these orders."""
-        if not self._waiting:
-            return
-        for change in changes:
-            _wake(self._waiting.get(change.order.order_id, ()))
+        self._watch.notice(changes)
 
     async def page(self, query: PageQuery) -> Page:
         """Return a page of orders, newest first, and the exact total where the counters know it."""
@@ -228,12 +225,6 @@ class Queries:
             )
 
         return await self._database.read(work)
-
-
-def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
 
 
 async def _documents(connection: Connection, orders: Sequence[Order | OrderUnreadable]) -> list[msgspec.Raw]:

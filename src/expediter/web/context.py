@@ -21,7 +21,7 @@ class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
 
     `verify` holds the database against the laws; None: it takes longer than so many seconds. `ended` names what
-    should run in the background of this process, and does not any more.
+    should run in the background of this process, and does not any more. `batches` is how many are being read.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -39,6 +39,7 @@ class Context:
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None
     draining: bool = False
+    batches: int = 0
 
     @property
     def keep(self) -> int:

@@ -1,26 +1,20 @@
-"""Reading what clients send: typed decoding first, and a patient look for every fault where that fails."""
+"""Reading what clients send: typed decoding; where that fails, `web/faults.py` looks for every fault."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from decimal import Decimal
-from itertools import islice
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from expediter.errors import BadRequest, Fault, InvalidInput
+from expediter.errors import FAULTS_MAX, Fault, InvalidInput
 from expediter.orders.commands import PlaceOrder
 from expediter.orders.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS, MoneyError, format_minor, parse_minor
 from expediter.orders.order import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
+from expediter.web.faults import DECIMAL, refusal, refuse_unfit
 
-#: How deep a body may be nested.
-DEPTH_MAX = 32
-#: Faults that one refusal names, at most.
-FAULTS_MAX = 100
 #: Limits of `metadata`: entries, and characters of a key and of a text.
 METADATA_ENTRIES_MAX = 50
 
@@ -84,21 +78,27 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _encode = msgspec.json.Encoder().encode
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """Return `body` as a `kind`. Raises BadRequest for what is not JSON, InvalidInput with every fault."""
+def decode(body: bytes, kind: type[T], *, faults_max: int = FAULTS_MAX) -> T:
+    """Return `body` as a `kind`. Raises BadRequest for what is not JSON, InvalidInput with the first faults."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
         parsed: T = decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _diagnose(body, kind, error) from error
+        raise refusal(body, kind, error, faults_max) from error
+    if isinstance(parsed, list):
+        return parsed  # a batch, which is looked at row by row
     escaped = b"\\" in body and (b"\\u0000" in body or b"\\ud" in body or b"\\uD" in body)
     if escaped or _QUOTED_AMOUNT.search(body) or not _is_each_member_once(body, parsed):
-        plain = _plain(body)
-        if faults := _unclean(plain, "") or _misspelt(plain, ""):
-            raise InvalidInput(faults)
+        refuse_unfit(body, faults_max)
     return parsed
+
+
+#: An amount as text that may be no plain decimal number: the decoder reads Python's spellings, too (1_0).
+_QUOTED_AMOUNT = re.compile(rf'"(?:price|unit_price|total_amount)"\s*:\s*"(?!{DECIMAL}")'.encode())
+#: A colon that stands apart from its name.
+_PARTED = re.compile(rb'"\s+:')
 
 
 def _is_each_member_once(body: bytes, parsed: object) -> bool:
@@ -106,8 +106,6 @@ def _is_each_member_once(body: bytes, parsed: object) -> bool:
 
     An object has a colon for each member; others are in texts. No more than there are members: none is twice.
     """
-    if isinstance(parsed, list):
-        return True  # of a batch, which is looked at row by row
     members = _members(parsed) if isinstance(parsed, OrderBody) else -1
     return body.count(b":") == members or (body.count(b'":') == members and not _PARTED.search(body))
 
@@ -241,200 +239,3 @@ def _total(body: OrderBody, lines: tuple[Line, ...], currency: str, priced: bool
             )
         )
     return total
-
-
-# From here on: the slow road, for bodies that are refused.
-
-_WHERE = re.compile(r" - at `(\$[^`]*)`$")
-
-
-def _diagnose(body: bytes, kind: type[Any], first: Exception) -> BadRequest | InvalidInput:
-    try:
-        plain = _plain(body)
-    except BadRequest as error:
-        return error
-    faults = _unclean(plain, "") or _faults(body, kind, "") + _misspelt(plain, "")
-    return InvalidInput(faults[:FAULTS_MAX] or [_fault("", first)])
-
-
-def _plain(body: bytes) -> Any:
-    """Return the body as plain Python objects. Raises BadRequest for what is not JSON or too deep."""
-    if body.startswith(_BYTE_ORDER_MARKS):
-        raise BadRequest("The body begins with a byte order mark: send JSON as UTF-8 without one")
-    try:
-        text = body.decode()
-        # Numbers are judged by the typed decoder; here they would only cost time, or be too large to write out.
-        plain = json.loads(
-            text,
-            object_pairs_hook=_each_once,
-            parse_constant=_refuse_constant,
-            parse_float=_passed_over,
-            parse_int=_passed_over,
-        )
-    except RecursionError:
-        raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep") from None
-    except ValueError as error:
-        raise BadRequest(f"The body is not valid JSON: {error}") from error
-    if _depth(plain, 0) > DEPTH_MAX:
-        raise BadRequest(f"The body is nested more than {DEPTH_MAX} levels deep")
-    return plain
-
-
-def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):
-        seen: set[str] = set()
-        for name, _ in members:
-            if name in seen:
-                raise BadRequest(f"The body names {json.dumps(name)} twice in one object")
-            seen.add(name)
-    return found
-
-
-#: A colon that stands apart from its name.
-_PARTED = re.compile(rb'"\s+:')
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-
-
-def _passed_over(number: str) -> None:
-    return None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _depth(value: Any, above: int) -> int:
-    if above > DEPTH_MAX or not isinstance(value, (dict, list)):
-        return above
-    inner = value.values() if isinstance(value, dict) else value
-    return max((_depth(each, above + 1) for each in inner), default=above + 1)
-
-
-def _unclean(value: Any, pointer: str) -> list[Fault]:
-    """Find texts that no database and no UTF-8 can hold."""
-    if isinstance(value, str):
-        if "\x00" in value:
-            return [Fault(pointer, "must not contain NUL")]
-        return [Fault(pointer, "contains half of a surrogate pair")] if _SURROGATE.search(value) else []
-    if isinstance(value, dict):
-        inner = list(value.items())
-        found = [fault for key, _ in inner for fault in _unclean(key, f"{pointer}/{_shown(key)}")]
-        return found + [fault for key, each in inner for fault in _unclean(each, f"{pointer}/{_shown(key)}")]
-    if isinstance(value, list):
-        return [fault for index, each in enumerate(value) for fault in _unclean(each, f"{pointer}/{index}")]
-    return []
-
-
-#: An amount as text that is no plain decimal number: the decoder reads Python's spellings too (1_0, other digits).
-_DECIMAL = r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-_QUOTED_AMOUNT = re.compile(rf'"(?:price|unit_price|total_amount)"\s*:\s*"(?!{_DECIMAL}")'.encode())
-_AMOUNTS = frozenset({"price", "unit_price", "total_amount"})
-
-
-def _misspelt(value: Any, pointer: str) -> list[Fault]:
-    """Find amounts whose text the decoder accepts and a reader of JSON would not call a decimal number."""
-    if isinstance(value, list):
-        return [fault for index, each in enumerate(value) for fault in _misspelt(each, f"{pointer}/{index}")]
-    if not isinstance(value, dict):
-        return []
-    found = []
-    for key, each in value.items():
-        if key in _AMOUNTS and isinstance(each, str):
-            if _readable(each) and not re.fullmatch(_DECIMAL, each):
-                found.append(Fault(f"{pointer}/{key}", "must be a decimal number such as 12.99"))
-        elif key != "metadata":
-            found += _misspelt(each, f"{pointer}/{_shown(key)}")
-    return found
-
-
-def _readable(text: str) -> bool:
-    """Return whether the decoder takes it for a finite number: what it does not, is a fault already."""
-    try:
-        return Decimal(text).is_finite()
-    except ArithmeticError:
-        return False
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _shown(key: str) -> str:
-    """Return a key as a part of a JSON pointer (RFC 6901), fit for UTF-8."""
-    return key.encode("utf-8", "replace").decode().replace("~", "~0").replace("/", "~1")
-
-
-def _faults(raw: bytes, kind: Any, pointer: str) -> list[Fault]:
-    """Decode field by field, so that every fault is found and not only the first."""
-    struct = _struct_in(kind)
-    if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
-        try:
-            fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        except msgspec.ValidationError as error:
-            return [_fault(pointer, error)]
-        return _struct_faults(fields, struct, pointer)
-    if get_origin(struct) is list:
-        (inner,) = get_args(struct)
-        try:
-            elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
-            found = _first(
-                fault
-                for index, element in enumerate(elements)
-                for fault in _faults(bytes(element), inner, f"{pointer}/{index}")
-            )
-            if found:
-                return found
-        except msgspec.ValidationError:
-            pass  # not a list: the typed decoder says it best
-    if get_origin(struct) is dict:
-        try:
-            entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-            inner = get_args(struct)[1]
-            found = _first(
-                fault
-                for key, entry in entries.items()
-                for fault in _faults(bytes(entry), inner, f"{pointer}/{_shown(key)}")
-            )
-            if found:
-                return found
-        except msgspec.ValidationError:
-            pass  # not an object: the typed decoder says it best
-    try:
-        msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        return [_fault(pointer, error)]
-    return []
-
-
-def _first(faults: Iterable[Fault]) -> list[Fault]:
-    return list(islice(faults, FAULTS_MAX))
-
-
-def _struct_faults(fields: dict[str, msgspec.Raw], struct: type[msgspec.Struct], pointer: str) -> list[Fault]:
-    hints = get_type_hints(struct, include_extras=True)
-    unknown = (name for name in fields if name not in hints)
-    faults = _first(Fault(f"{pointer}/{_shown(name)}", "is not a known field") for name in unknown)
-    for field in msgspec.structs.fields(struct):
-        if field.name in fields:
-            faults += _faults(bytes(fields[field.name]), hints[field.name], f"{pointer}/{field.name}")
-        elif field.required:
-            faults.append(Fault(f"{pointer}/{field.name}", "is required"))
-    return faults
-
-
-def _struct_in(kind: Any) -> Any:
-    """Return the struct, list or dict inside `Annotated[...] | None`, or `kind` itself."""
-    for inner in get_args(kind) if get_origin(kind) not in (list, dict) else ():
-        found = _struct_in(inner)
-        if get_origin(found) in (list, dict) or (isinstance(found, type) and issubclass(found, msgspec.Struct)):
-            return found
-    return kind
-
-
-def _fault(pointer: str, error: Exception) -> Fault:
-    text = str(error)
-    where = _WHERE.search(text)
-    if where:
-        text = text[: where.start()]
-        pointer += where[1][1:].replace("[...]", "").replace(".", "/").replace("[", "/").replace("]", "")
-    return Fault(pointer, text[:1].lower() + text[1:])

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput
+from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.commands import PlaceOrder
 from expediter.orders.order import Line, Order
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
@@ -37,8 +37,15 @@ ROWS_MAX = 100_000
 #: Rows that are stored in one transaction, at most, and the bytes after which there are no more of them.
 ROWS_PER_GROUP = 500
 GROUP_BYTES_MAX = 4 * BODY_BYTES_MAX
-#: Rows after which other requests have their turn.
+#: Rows, and bytes of rows, after which other requests have their turn.
 ROWS_PER_TURN = 50
+BYTES_PER_TURN = 64 * 1024
+#: Faults that the verdict of one row names, at most, and those of all rows of a request. After that a verdict has
+#: one sentence, about the first fault of its row, and nobody looks for the others.
+ROW_FAULTS_MAX = 10
+BATCH_FAULTS_MAX = 10_000
+#: Requests that are read at one time; one more is refused with Overloaded. Each holds its groups and its verdicts.
+BATCHES_MAX = 16
 #: Groups that wait for their transaction while the next rows are read.
 GROUPS_UNDER_WAY_MAX = 2
 
@@ -71,25 +78,44 @@ async def create_batch(call: Call, context: Context) -> Reply:
     """Take many orders: a JSON array of at most 1 MiB, or NDJSON with one order a line, at most 100,000.
 
     Each row gets its own verdict; good rows are stored whatever the others are. An Idempotency-Key holds for each
-    row by its number, so that a batch that broke off can be sent again whole.
+    row by its number, so that a batch that broke off can be sent again whole. A verdict names up to 10 faults;
+    after 10,000 in one request it names the first alone, in its `error`.
     """
     call.query()
     call.may_take(math.inf)  # each of its groups has its own limits
     streamed = call.has_media_type(*_NDJSON)
     if not streamed and not call.has_media_type("application/json"):
         raise RequestRefused(415, "Unsupported media type", _HOW)
+    if context.batches >= BATCHES_MAX:
+        raise Overloaded(f"{context.batches} batches are being read; try again")
+    context.batches += 1
+    try:
+        verdicts = await _verdicts(call, context, streamed)
+    finally:
+        context.batches -= 1
+    if streamed:
+        return Reply(200, await _in_lines(verdicts), [(b"content-type", _NDJSON[0].encode())])
+    accepted = sum(verdict.status < 300 for verdict in verdicts)
+    return json_reply(200, Batch(accepted, len(verdicts) - accepted, verdicts))
+
+
+async def _verdicts(call: Call, context: Context, streamed: bool) -> list[Verdict]:
     intake = _Intake(call, context)
     try:
         async for row in _lines_of(call) if streamed else _elements_of(await call.body()):
             await intake.add(row)
     except BodyTooSlow:
         intake.end(408, f"nothing came for {BODY_SECONDS_MAX:g} seconds; the rows before this one were read")
-    verdicts = await intake.finish()
-    if streamed:
-        lines = b"".join([to_json(verdict) + b"\n" for verdict in verdicts])
-        return Reply(200, lines, [(b"content-type", _NDJSON[0].encode())])
-    accepted = sum(verdict.status < 300 for verdict in verdicts)
-    return json_reply(200, Batch(accepted, len(verdicts) - accepted, verdicts))
+    return await intake.finish()
+
+
+async def _in_lines(verdicts: list[Verdict]) -> bytes:
+    lines = bytearray()
+    for start in range(0, len(verdicts), ROWS_PER_GROUP):
+        await asyncio.sleep(0)  # 100,000 verdicts take a while
+        for verdict in verdicts[start : start + ROWS_PER_GROUP]:
+            lines += to_json(verdict) + b"\n"
+    return bytes(lines)
 
 
 async def _elements_of(body: bytes) -> AsyncIterator[bytes]:
@@ -121,6 +147,8 @@ class _Intake:
         self._rows: list[int] = []
         self._requests: list[Request] = []
         self._bytes = 0
+        self._bytes_of_turn = 0
+        self._faults_left = BATCH_FAULTS_MAX
         self._under_way: deque[tuple[list[int], asyncio.Task[list[Outcome]]]] = deque()
 
     async def add(self, row: bytes) -> None:
@@ -128,13 +156,19 @@ class _Intake:
         if number > ROWS_MAX:
             await self.finish()
             raise InvalidInput([Fault("", f"has more than {ROWS_MAX} rows; the first {ROWS_MAX} are stored")])
-        if number % ROWS_PER_TURN == 0:
+        self._bytes_of_turn += len(row)
+        if number % ROWS_PER_TURN == 0 or self._bytes_of_turn >= BYTES_PER_TURN:
+            self._bytes_of_turn = 0
             await asyncio.sleep(0)  # others have their turn, also where every row is refused
         if len(row) > BODY_BYTES_MAX:
             self.end(413, f"has more than {BODY_BYTES_MAX} bytes")
             return
         try:
             self._requests.append(self._read(row, number))
+        except InvalidInput as error:
+            self._verdicts.append(_refused(number, error, self._faults_max))
+            self._faults_left -= min(len(error.faults), self._faults_max)
+            return
         except ExpediterError as error:
             self._verdicts.append(_refused(number, error))
             return
@@ -144,13 +178,17 @@ class _Intake:
         if len(self._requests) == ROWS_PER_GROUP or self._bytes >= GROUP_BYTES_MAX:
             await self._send()
 
+    @property
+    def _faults_max(self) -> int:
+        return min(ROW_FAULTS_MAX, self._faults_left)
+
     def end(self, status: int, error: str) -> None:
         """Add a verdict for a row that was not read."""
         self._verdicts.append(Verdict(len(self._verdicts) + 1, status, error=error))
 
     def _read(self, row: bytes, number: int) -> Request:
         command = place_order(
-            decode(row, OrderBody),
+            decode(row, OrderBody, faults_max=self._faults_max or 1),
             fresh_id=new_order_id(),
             currency=self._context.settings.default_currency,
             stages=self._context.settings.stages,
@@ -160,13 +198,13 @@ class _Intake:
         return Request(command, row_key(self._key, number, fingerprinted(command)), _word)
 
     async def _send(self) -> None:
-        stored = asyncio.create_task(self._store(self._requests))
+        stored = asyncio.create_task(self._store(self._requests, self._bytes))
         self._under_way.append((self._rows, stored))
         self._rows, self._requests, self._bytes = [], [], 0
         if len(self._under_way) >= GROUPS_UNDER_WAY_MAX:
             await self._collect()
 
-    async def _store(self, requests: list[Request]) -> list[Outcome]:
+    async def _store(self, requests: list[Request], body_bytes: int) -> list[Outcome]:
         """Store a group, except for orders whose id belongs to one that waits in the queue."""
         named = [
             each.command.order_id
@@ -175,7 +213,7 @@ class _Intake:
         ]
         waiting = await self._context.queries.waiting(named)
         free = [each for each in requests if each.command.order_id not in waiting]
-        stored = iter(await self._context.committer.submit_patiently(free))
+        stored = iter(await self._context.committer.submit_patiently(free, body_bytes))
         return [
             DuplicateOrder(each.command.order_id) if each.command.order_id in waiting else next(stored)
             for each in requests
@@ -218,10 +256,14 @@ def _verdict(number: int, outcome: Outcome) -> Verdict:
     return _refused(number, outcome)
 
 
-def _refused(number: int, error: ExpediterError) -> Verdict:
-    faults = error.faults if isinstance(error, InvalidInput) else ()
-    errors = [FieldError(fault.field, fault.message) for fault in faults]
-    return Verdict(number, status_of(error), error=str(error), errors=errors or UNSET)
+def _refused(number: int, error: ExpediterError, faults_max: int = ROW_FAULTS_MAX) -> Verdict:
+    """Return the verdict on a row that is refused; it names up to `faults_max` of its faults, if it has any."""
+    if not isinstance(error, InvalidInput):
+        return Verdict(number, status_of(error), error=str(error))
+    if len(error.faults) > max(1, faults_max):
+        error = InvalidInput(error.faults, faults_max=max(1, faults_max))
+    errors = [FieldError(fault.field, fault.message) for fault in error.faults] if faults_max > 0 else UNSET
+    return Verdict(number, status_of(error), error=str(error), errors=errors)
 
 
 OPERATIONS = (

@@ -81,15 +81,17 @@ class ShownOrder(OrderDocument, frozen=True, kw_only=True):
     pending_changes: int | UnsetType = UNSET
 
 
-async def carry_out(context: Context, request: Request, word: Word) -> tuple[Applied | None, Reply | None]:
+async def carry_out(
+    context: Context, request: Request, word: Word, body_bytes: int = 0
+) -> tuple[Applied | None, Reply | None]:
     """Submit a request; return what was applied, or the answer of a queued or an earlier one. Raises the refusal.
 
-    `word` has the answer to a queued one.
+    `word` has the answer to a queued one. `body_bytes` count towards what may wait.
     """
     if context.intake is None:
-        outcome: Outcome | Queued = await context.committer.submit(request)
+        outcome: Outcome | Queued = await context.committer.submit(request, body_bytes)
     else:
-        outcome = await context.intake.submit(request, word)
+        outcome = await context.intake.submit(request, word, body_bytes)
     if isinstance(outcome, Queued):
         return None, answer_reply(outcome.answer, replayed=False)
     if isinstance(outcome, Applied):
@@ -107,8 +109,9 @@ async def create_order(call: Call, context: Context) -> Reply:
     """
     call.query()
     require_json(call)
+    body = await call.body()
     command = place_order(
-        decode(await call.body(), OrderBody),
+        decode(body, OrderBody),
         fresh_id=new_order_id(),
         currency=context.settings.default_currency,
         stages=context.settings.stages,
@@ -117,7 +120,7 @@ async def create_order(call: Call, context: Context) -> Reply:
     key = call.idempotency_key(command, context.keep)
     word = partial(_answer, _placed_reply, short) if key else None
     queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=True)
-    applied, reply = await carry_out(context, Request(command, key, word), queued)
+    applied, reply = await carry_out(context, Request(command, key, word), queued, len(body))
     if reply is not None:
         return reply
     assert applied is not None

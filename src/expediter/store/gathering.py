@@ -1,0 +1,86 @@
+"""What waits to be stored: groups of requests, bounded by their number and by the bytes that they came in."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from expediter.errors import Overloaded
+from expediter.store.submissions import Asked, Outcome
+
+#: Requests in one transaction, at most, and the bytes of their bodies after which there are no more of them.
+BATCH_REQUESTS_MAX = 256
+BATCH_BYTES_MAX = 16 * 1024 * 1024
+#: Requests that may wait for their transaction, and the bytes of their bodies; one more is refused (Overloaded).
+QUEUE_REQUESTS_MAX = 10_000
+QUEUE_BYTES_MAX = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Requests that are stored in one transaction, and the future that has their outcomes."""
+
+    asked: Sequence[Asked]
+    done: asyncio.Future[list[Outcome]]
+    #: When it is refused if it still waits, on the monotonic clock.
+    until: float = math.inf
+    #: Bytes of the bodies that its requests came in, as far as they are clients'.
+    body_bytes: int = 0
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever asked, unless they have been told."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Gathering:
+    """The groups that wait, first come, first served. Use it from one event loop."""
+
+    def __init__(self) -> None:
+        """Nothing waits."""
+        self.groups: deque[Group] = deque()
+        self._requests = 0
+        self._bytes = 0
+        self._room = asyncio.Event()
+
+    def put(self, asked: Sequence[Asked], until: float, body_bytes: int) -> asyncio.Future[list[Outcome]]:
+        """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
+        if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
+            raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self.groups.append(Group(asked, done, until, body_bytes))
+        self._requests += len(asked)
+        self._bytes += body_bytes
+        return done
+
+    async def room(self, requests: int, body_bytes: int) -> None:
+        """Wait until there is room for so much."""
+        while self._requests + requests > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
+            self._room.clear()
+            await self._room.wait()
+
+    def take(self, now: float) -> tuple[list[Group], list[Group]]:
+        """Take out the next batch, at least one group where any waits; and those that have waited too long."""
+        batch: list[Group] = []
+        late: list[Group] = []
+        requests = size = 0
+        while self.groups:
+            group = self.groups[0]
+            if group.until < now:
+                late.append(group)
+            elif batch and (
+                requests + len(group.asked) > BATCH_REQUESTS_MAX or size + group.body_bytes > BATCH_BYTES_MAX
+            ):
+                break
+            else:
+                batch.append(group)
+                requests += len(group.asked)
+                size += group.body_bytes
+            self.groups.popleft()
+            self._requests -= len(group.asked)
+            self._bytes -= group.body_bytes
+        self._room.set()
+        return batch, late
