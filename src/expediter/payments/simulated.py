@@ -29,8 +29,8 @@ TOKEN_UNKNOWN = "tok_unknown"
 
 #: Charges and refunds that are kept in memory without a ledger, some 30 MB; then the oldest are forgotten.
 ENTRIES_MAX = 100_000
-#: Charges and refunds in a ledger: each process keeps them all in memory, some 300 MB.
-LEDGER_ENTRIES_MAX = 1_000_000
+#: Charges and refunds in a ledger: each process keeps them all in memory, some 75 MB.
+LEDGER_ENTRIES_MAX = 250_000
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):

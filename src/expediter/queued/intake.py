@@ -219,7 +219,9 @@ class QueuedIntake:
             if found.pending is None and not found.changes:
                 decide(order, job, command, max(now, order.updated_at))
             return order_document(order, lines)
-        if looked is None or found.pending is not None:
+        if looked is None:
+            return None  # it may be stored, and have gone on
+        if found.pending is not None:
             return found.pending
         # Raises, unless it was accepted all the same and Redis had forgotten that.
         return (await self._queries.order(command.order_id)).body
