@@ -40,6 +40,8 @@ PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
 PREDECESSOR_SECONDS = 75.0
 #: Seconds for which a command that meets a bug is tried again before it is put aside.
 FAILING_SECONDS = 6.0
+#: How often one alone may fail while the database does everything else.
+FAILING_TIMES = 3
 #: Seconds after which a command is looked at again that waits, or that failed.
 AGAIN_SECONDS = 0.5
 
@@ -56,6 +58,8 @@ class Settler:
         self._broker = broker
         #: Commands that met a bug here, and when they first did.
         self._failing: dict[str, float] = {}
+        #: Whether it was said that the database is away.
+        self._away = False
 
     async def carry_out(self, commands: Sequence[QueuedCommand], *, again: bool) -> bool:
         """Carry out commands, waiting for the database for as long as it takes; `again`: some may be stored.
@@ -130,15 +134,28 @@ class Settler:
         ]
         return [outcome for part in await asyncio.gather(*map(self._store, parts)) for outcome in part]
 
-    async def _store(self, requests: Sequence[Request]) -> list[Outcome]:
-        pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
+    async def _store(self, requests: Sequence[Request], pause: float = PAUSE_SECONDS_MIN) -> list[Outcome]:
+        pauses = Pauses(pause, PAUSE_SECONDS_MAX)
+        alone = 0
         while True:
             try:
-                return await self._committer.submit_patiently(requests)
+                outcomes = await self._committer.submit_patiently(requests)
+                self._away = False
+                return outcomes
             except Unavailable as error:
-                log.info("queued commands wait for the database", count=len(requests), error=str(error))
+                if not self._away:
+                    log.info("queued commands wait for the database", error=str(error))
+                self._away = True
                 # Until the drain is over: then the task is cancelled and the broker keeps them.
                 await asyncio.sleep(pauses.next())
+                if len(requests) > 1:
+                    # One of them may be what the database cannot do.
+                    middle = len(requests) // 2
+                    parts = (self._store(part, pauses.next()) for part in (requests[:middle], requests[middle:]))
+                    return [outcome for stored in await asyncio.gather(*parts) for outcome in stored]
+                alone += await self._committer.trouble() is None
+                if alone >= FAILING_TIMES:
+                    return [RequestFailed(f"the database fails at it, and at nothing else: {error}")]
             except ConstraintViolated as error:
                 return [error for _ in requests]
             except Exception as error:

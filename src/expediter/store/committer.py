@@ -168,6 +168,7 @@ class Committer:
         self._cache.forget_commit(final=True)
         self.failing = str(error)
         self._known_at = time.monotonic()
+        self._gathering.fewer()
         _fail(groups, error)
 
     async def _succeed(self, groups: list[Group], outcomes: list[Outcome]) -> None:
@@ -177,6 +178,8 @@ class Committer:
         self._bugs = 0
         self.commits += 1
         self.requests += len(outcomes)
+        if self._gathering.halvings:
+            self._gathering.more()
         told = await self._publish(outcomes)
         until, self._suspended_until = self._suspended_until, None
         if not (told if until is None else time.monotonic() <= until):

@@ -14,6 +14,8 @@ from expediter.store.submissions import Asked, Outcome
 #: Requests in one transaction, at most, and the bytes of their bodies after which there are no more of them.
 BATCH_REQUESTS_MAX = 256
 BATCH_BYTES_MAX = 16 * 1024 * 1024
+#: How often a batch is halved that the database cannot store: down to one request.
+HALVINGS_MAX = 8
 #: Requests that may wait for their transaction, and the bytes of their bodies; one more is refused (Overloaded).
 QUEUE_REQUESTS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
@@ -45,6 +47,16 @@ class Gathering:
         self._requests = 0
         self._bytes = 0
         self._room = asyncio.Event()
+        #: How often a batch is halved now.
+        self.halvings = 0
+
+    def fewer(self) -> None:
+        """Make the next batches half as large: one was too much for the database, or holds what it cannot do."""
+        self.halvings = min(self.halvings + 1, HALVINGS_MAX)
+
+    def more(self) -> None:
+        """Let the next batches be twice as large again, up to the limits."""
+        self.halvings = max(self.halvings - 1, 0)
 
     def put(self, asked: Sequence[Asked], until: float, body_bytes: int) -> asyncio.Future[list[Outcome]]:
         """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
@@ -67,13 +79,12 @@ class Gathering:
         batch: list[Group] = []
         late: list[Group] = []
         requests = size = 0
+        requests_max, bytes_max = BATCH_REQUESTS_MAX >> self.halvings, BATCH_BYTES_MAX >> self.halvings
         while self.groups:
             group = self.groups[0]
             if group.until < now:
                 late.append(group)
-            elif batch and (
-                requests + len(group.asked) > BATCH_REQUESTS_MAX or size + group.body_bytes > BATCH_BYTES_MAX
-            ):
+            elif batch and (requests + len(group.asked) > requests_max or size + group.body_bytes > bytes_max):
                 break
             else:
                 batch.append(group)
