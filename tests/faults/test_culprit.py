@@ -57,7 +57,7 @@ def test_whoever_is_placed_beside_it_is_stored(postgresql: PostgresServer, folde
 
 
 def test_a_worker_puts_it_aside(postgresql: PostgresServer, redis_server: RedisServer, folder: Path) -> None:
-    """Queued, it comes in one message with others: these are stored, and it is put among the dead, and says why."""
+    """Queued, it comes in one message with others: these are stored, and it is put among the dead."""
     at = Place(postgresql.new_database(), postgresql)
     url = redis_server.new_database()
     queued = {"DATABASE_URL": at.address, "INTAKE": "queued", "REDIS_URL": url, "BROKER_URL": url}

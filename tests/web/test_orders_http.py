@@ -559,6 +559,7 @@ def test_cancelling_a_pending_order(idle_service: Serving, family: str) -> None:
     explained = idle_service.client.get(f"/orders/{order_id}/explain").json()
 
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+    assert answer.json()["payment_status"] == "voided"
     assert answer.headers["etag"] == '"2"'
     assert answer.json()["cancelled_at"] is not None
     assert (explained["at_rest"], explained["next_action"]) == (True, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from expediter.errors import Conflict, IllegalTransition, MoneyInFlight, PreconditionFailed
@@ -130,7 +131,9 @@ def _cancel(draft: Draft) -> None:
         )
         draft.next_job(JobKind.REFUND)
     else:
-        draft.change("order.cancelled", replace(changes, completed_at=None))
+        due = draft.order.payment_status is PaymentStatus.PENDING
+        payment_status = PaymentStatus.VOIDED if due else UNSET
+        draft.change("order.cancelled", replace(changes, payment_status=payment_status, completed_at=None))
         draft.job = None
 
 

@@ -52,6 +52,8 @@ class PaymentStatus(StrEnum):
     DECLINED = "declined"
     REFUND_PENDING = "refund_pending"
     REFUNDED = "refunded"
+    #: Cancelled before anything was charged.
+    VOIDED = "voided"
 
 
 #: Every legal move of an order; anything absent is refused with IllegalTransition.
