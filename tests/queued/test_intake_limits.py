@@ -89,7 +89,7 @@ async def test_large_orders_that_wait_for_the_broker_are_refused_by_their_bytes(
         ]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="bytes"):
-            await intake.submit(place("late", fresh=True), word, MEBIBYTE)
+            await asyncio.wait_for(intake.submit(place("late", fresh=True), word, MEBIBYTE), 20)
         redis.open.set()
         assert all(isinstance(outcome, Queued) for outcome in await asyncio.gather(*waiting))
         assert isinstance(await intake.submit(place("later", fresh=True), word, MEBIBYTE), Queued)

@@ -59,7 +59,7 @@ BODIES: dict[str, bytes] = {
     "a total of a million digits": filled(
         '{"user_id":1,"items":[{"quantity":1,"name":"a"}],"total_amount":', "1" * 999_999, "}"
     ),
-    "a text of a million characters": f'{{"status":"{"x" * (BODY_BYTES - 20)}"}}'.encode(),
+    "a text of a million characters": f'{{"user_id":"{"x" * (BODY_BYTES - 20)}"}}'.encode(),
     "a name with what looks like a place": f'{{"{" - at `$" * 110_000}":1}}'.encode(),
 }
 
@@ -91,6 +91,15 @@ def test_a_refusal_says_that_there_are_more_faults(idle_service: Serving) -> Non
     whole = idle_service.client.post("/orders", json={"user_id": 1, "items": [{"quantity": 0, "name": 1}]})
     assert len(whole.json()["errors"]) == 2
     assert "faults" not in whole.json()["error"]
+
+
+def test_a_refusal_does_not_repeat_what_it_was_sent(idle_service: Serving) -> None:
+    """Of a status with a million characters, or a name that is given twice, it says how it begins."""
+    status = idle_service.client.patch("/orders/x/status", json={"status": "x" * 1_000_000})
+    twice = idle_service.client.post("/orders", content=f'{{"{LONG_NAME}":1,"{LONG_NAME}":2}}', headers=JSON)
+    assert (status.status_code, twice.status_code) == (422, 400)
+    assert len(status.content) < 2_000 and len(twice.content) < 2_000
+    assert "xxx" in status.json()["error"] and "kkk" in twice.json()["error"]
 
 
 def test_a_large_body_that_is_no_json_is_400(idle_service: Serving) -> None:
