@@ -235,3 +235,8 @@ class ConstraintViolated(ExpediterError):
 
 class RequestFailed(ExpediterError):
     """A bug kept one request from being carried out: nothing of it is stored, and the log shows why."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says; also where a library has raised one without a word."""
+    return str(error) or ("it did not answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

@@ -256,3 +256,12 @@ def test_verify_on_the_command_line(folder: Path) -> None:
                 text=True,
             )
             assert (ended.returncode, said in ended.stdout) == (status, True), ended
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_password_beyond_ascii_fits_the_header(folder: Path, encoding: str) -> None:
+    """As clients send it: curl in UTF-8, some libraries in Latin-1; another one is refused in both."""
+    with Serving(folder, "--no-workers", ADMIN_PASSWORD="Ölweg 7") as service:
+        for password, status in (("Ölweg 7", 200), ("Ölweg 8", 401)):
+            headers = {b"X-Admin-Password": password.encode(encoding)}
+            assert service.client.post("/admin/reset", headers=headers).status_code == status

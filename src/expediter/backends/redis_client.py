@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from expediter.errors import ConfigurationError, Unavailable
+from expediter.errors import ConfigurationError, Unavailable, reason
 
 
 class RedisUnavailable(Unavailable):
@@ -209,4 +209,4 @@ async def deadline(seconds: float) -> AsyncIterator[None]:
     except TimeoutError as error:
         raise RedisUnavailable(f"Redis did not answer within {seconds * 1000:g} ms") from error
     except (RedisError, OSError) as error:
-        raise RedisUnavailable(f"Redis cannot be used now: {error}") from error
+        raise RedisUnavailable(f"Redis cannot be used now: {reason(error)}") from error

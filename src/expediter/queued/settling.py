@@ -136,10 +136,11 @@ class Settler:
 
     async def _store(self, requests: Sequence[Request], pause: float = PAUSE_SECONDS_MIN) -> list[Outcome]:
         pauses = Pauses(pause, PAUSE_SECONDS_MAX)
-        alone = 0
+        failed, suspect = 0, False
         while True:
             try:
-                outcomes = await self._committer.submit_patiently(requests)
+                # What fails while the database works may only have had a neighbour that does: then by itself.
+                outcomes = await self._committer.submit_patiently(requests, alone=suspect)
                 self._away = False
                 return outcomes
             except Unavailable as error:
@@ -153,8 +154,10 @@ class Settler:
                     middle = len(requests) // 2
                     parts = (self._store(part, pauses.next()) for part in (requests[:middle], requests[middle:]))
                     return [outcome for stored in await asyncio.gather(*parts) for outcome in stored]
-                alone += await self._committer.trouble() is None
-                if alone >= FAILING_TIMES:
+                works = await self._committer.trouble() is None
+                failed += suspect and works
+                suspect = works
+                if failed >= FAILING_TIMES:
                     return [RequestFailed(f"the database fails at it, and at nothing else: {error}")]
             except ConstraintViolated as error:
                 return [error for _ in requests]

@@ -118,10 +118,15 @@ class Committer:
         self._wake.set()
         return await done
 
-    async def submit_patiently(self, asked: Sequence[Asked], body_bytes: int = 0) -> list[Outcome]:
-        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused."""
+    async def submit_patiently(
+        self, asked: Sequence[Asked], body_bytes: int = 0, *, alone: bool = False
+    ) -> list[Outcome]:
+        """Like `submit_all`, but wait for room: for work that was accepted before, and so cannot be refused.
+
+        `alone`: it shares its transaction with nobody.
+        """
         await self._gathering.room(len(asked), body_bytes)
-        done = self._gathering.put(asked, math.inf, body_bytes)
+        done = self._gathering.put(asked, math.inf, body_bytes, alone=alone)
         self._wake.set()
         return await done
 

@@ -31,6 +31,8 @@ class Group:
     until: float = math.inf
     #: Bytes of the bodies that its requests came in, as far as they are clients'.
     body_bytes: int = 0
+    #: Whether it has a transaction to itself: others have failed with it.
+    alone: bool = False
 
     def fail(self, error: Exception) -> None:
         """Tell whoever asked, unless they have been told."""
@@ -58,12 +60,14 @@ class Gathering:
         """Let the next batches be twice as large again, up to the limits."""
         self.halvings = max(self.halvings - 1, 0)
 
-    def put(self, asked: Sequence[Asked], until: float, body_bytes: int) -> asyncio.Future[list[Outcome]]:
+    def put(
+        self, asked: Sequence[Asked], until: float, body_bytes: int, *, alone: bool = False
+    ) -> asyncio.Future[list[Outcome]]:
         """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
         if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
             raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self.groups.append(Group(asked, done, until, body_bytes))
+        self.groups.append(Group(asked, done, until, body_bytes, alone))
         self._requests += len(asked)
         self._bytes += body_bytes
         return done
@@ -84,7 +88,12 @@ class Gathering:
             group = self.groups[0]
             if group.until < now:
                 late.append(group)
-            elif batch and (requests + len(group.asked) > requests_max or size + group.body_bytes > bytes_max):
+            elif batch and (
+                requests + len(group.asked) > requests_max
+                or size + group.body_bytes > bytes_max
+                or group.alone
+                or batch[0].alone
+            ):
                 break
             else:
                 batch.append(group)

@@ -72,6 +72,8 @@ class Worker:
         self._breaker = Breaker()
         self._watch = CallWatch(breaker_threshold)
         self._budget = RetryBudget()
+        #: Whether it was said that outcomes wait for the database.
+        self._away = False
 
     @property
     def busy(self) -> int:
@@ -233,8 +235,11 @@ class Worker:
                         "an outcome could not be stored; the job is found again", order_id=command.order_id
                     )
                     return None
-                log.warning("an outcome waits for the database", order_id=command.order_id, error=str(error))
+                if not self._away:
+                    log.warning("outcomes wait for the database", order_id=command.order_id, error=str(error))
+                self._away = True
                 await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
+        self._away = False
         for outcome in outcomes:
             if isinstance(outcome, Breaker):
                 self._hear(outcome)

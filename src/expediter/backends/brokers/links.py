@@ -20,7 +20,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPrec
 
 from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Topic
 from expediter.backends.tasks import Pauses
-from expediter.errors import BrokerUnavailable
+from expediter.errors import BrokerUnavailable, reason
 
 #: Seconds that connecting and declaring may take.
 CONNECT_SECONDS_MAX = 5.0
@@ -206,4 +206,4 @@ def explained(error: BaseException, topic: Topic) -> str:
             f"a queue is there in another form: delete it, or set another RABBITMQ_QUEUE_NAME ({error}); "
             "commands in it must be worked off first"
         )
-    return f"RabbitMQ cannot be used now: {str(error) or type(error).__name__}"
+    return f"RabbitMQ cannot be used now: {reason(error)}"

@@ -25,6 +25,7 @@ from expediter.errors import (
     ConstraintViolated,
     DatabaseUnavailable,
     ExpediterError,
+    reason,
 )
 
 #: Connections of one process, at most.
@@ -222,7 +223,7 @@ class MysqlDatabase(ServerDatabase):
             async with asyncio.timeout(WRITE_SECONDS_MAX):
                 await raw.commit()
         except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
-            raise CommitUncertain(f"The commit was sent, its outcome is not known: {error}") from error
+            raise CommitUncertain(f"The commit was sent, its outcome is not known: {reason(error)}") from error
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:
@@ -262,8 +263,7 @@ class MysqlDatabase(ServerDatabase):
                 raise _Collided(str(error)) from error
             if code in _REFUSALS:
                 raise ConstraintViolated(str(error)) from error
-            text = str(error) or "it did not answer in time"
-            raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+            raise DatabaseUnavailable(f"The database cannot be used now: {reason(error)}") from error
 
     async def _acquire(self) -> tuple[Any, Any]:
         try:

@@ -20,7 +20,7 @@ from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Co
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
-from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError
+from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError, reason
 
 #: Connections of one process, at most.
 CONNECTIONS_MAX = 10
@@ -308,7 +308,7 @@ def _uncertain(raw: Any) -> Iterator[None]:
         yield
     except (*_BROKEN, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
         _terminate(raw)
-        uncertain = CommitUncertain(f"The commit was sent, its outcome is not known: {error}")
+        uncertain = CommitUncertain(f"The commit was sent, its outcome is not known: {reason(error)}")
         uncertain.session = name
         raise uncertain from error
 
@@ -419,8 +419,7 @@ class PostgresDatabase(ServerDatabase):
         except _REFUSALS as error:
             raise ConstraintViolated(str(error)) from error
         except (*_BROKEN, asyncpg.PostgresError) as error:
-            text = str(error) or "it did not answer in time"
-            raise DatabaseUnavailable(f"The database cannot be used now: {text}") from error
+            raise DatabaseUnavailable(f"The database cannot be used now: {reason(error)}") from error
 
     async def _connect(self) -> Any:
         return await asyncpg.create_pool(

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from expediter.backends.databases.mysql import STATEMENT_BYTES_MAX, tls_of
 from expediter.backends.databases.postgresql import dsn_of
-from expediter.errors import ConfigurationError, DatabaseUnavailable
+from expediter.errors import ConfigurationError, DatabaseUnavailable, reason
 from expediter.store.migrations import HEAD, run_steps
 
 #: Seconds that connecting to a database server may take.
@@ -50,7 +50,7 @@ async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECOND
         await engine.dispose()
         cause = getattr(error, "orig", None) or error
         where = f"{url.host}:{url.port}" if url.port else url.host
-        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {cause}") from error
+        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {reason(cause)}") from error
     try:
         if url.get_backend_name() == "postgresql":
             await _check_encoding(connection)
@@ -73,7 +73,7 @@ async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECOND
             raise ConfigurationError(
                 f"The database does not let {url.username} make the tables: {cause}. {advice}"
             ) from error
-        raise DatabaseUnavailable(f"The tables cannot be made or changed now: {cause}") from error
+        raise DatabaseUnavailable(f"The tables cannot be made or changed now: {reason(cause)}") from error
     finally:
         await connection.close()
         await engine.dispose()

@@ -179,9 +179,14 @@ async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, Idempote
     if text.strip():
         require_json(call)
     body = decode(text, AdminBody) if text.strip() else AdminBody()
-    given = call.header(b"x-admin-password") or _basic_password(call) or body.admin_password or ""
-    # utf-8 on both sides: compare_digest refuses text that is not ASCII
-    if not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
+    password = secret.get_secret_value().encode()
+    given = (_basic_password(call) or body.admin_password or "").encode()
+    if header := call.header(b"x-admin-password"):
+        # Clients send a header as they like: most in UTF-8, some, as HTTP had it once, in Latin-1.
+        given = header.encode("latin-1")
+        if not hmac.compare_digest(given, password):
+            given = header.encode()
+    if not hmac.compare_digest(given, password):
         raise RequestRefused(
             401,
             "Unauthorized",
