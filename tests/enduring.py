@@ -401,12 +401,12 @@ class Scene:
     def check(self) -> None:
         """Assert what holds after every fault, and write down what was found."""
         clients = self.clients
-        assert clients.wrong == [], clients.wrong[:5]
         found = {row[0] for row in self.at.rows("SELECT order_id FROM orders")}
         accepted = set(clients.accepted)
         assert len(clients.accepted) == len(accepted), "two requests were answered with one order"
         assert accepted - found - clients.lost == set(), "accepted and not there"
         assert found - accepted == set(), "there and not accepted"
+        assert clients.wrong == [], clients.wrong[:5]
         ledger = self.folder / "ledger.jsonl"
         of_nobody = {gateway_key(order_id, 1) for order_id in clients.lost - found}
         breaches = [

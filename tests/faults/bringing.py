@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,9 @@ import msgspec
 from auditing import wait_until
 from enduring import Scene, wipe
 from expediter.backends.brokers import Topic, open_broker
+from expediter.errors import BrokerUnavailable
 from servers import MariadbServer, PostgresServer, RabbitServer, RedisServer, Server, in_thread, newest
+from serving import PATIENCE_SECONDS
 
 Bring = Callable[[Scene], AbstractContextManager[None]]
 
@@ -318,8 +321,11 @@ def repeated_hints(scene: Scene) -> Iterator[None]:
         broker = open_broker(scene.settings["BROKER_URL"], queue_name=queue)
         assert broker is not None
         try:
-            for hint in hints:
-                await broker.publish(Topic.HINTS, hint)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while hints:
+                    with suppress(BrokerUnavailable):  # it is slow on a busy machine; then the hint is given again
+                        await broker.publish(Topic.HINTS, hints[-1])
+                        hints.pop()
         finally:
             await broker.close()
 
