@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from random import Random
 
@@ -42,6 +42,8 @@ PASSES = {
 DEATH_CHANCE = 0.1
 #: Bytes that the database's log may still grow by before the quota, in turn: the next orders fit, or half of one.
 ROOM = (0, 3_000, 20_000)
+#: Orders that wait in the broker when it is killed or wiped.
+WAITING = 5
 #: How often each hint comes.
 HINTS = 5
 #: In a process that has this on its path, the wall clock is wrong; what C code reads of it is not.
@@ -291,6 +293,37 @@ def alarmed(scene: Scene) -> Iterator[None]:
         broker.query("", "CONFIG SET maxmemory 1")
         yield
         broker.query("", "CONFIG SET maxmemory 0")
+
+
+def amid_waiting(bring: Bring) -> Bring:
+    """Bring a fault about while orders wait that are accepted and not stored: the worker stands still."""
+
+    @contextmanager
+    def both(scene: Scene) -> Iterator[None]:
+        worker = scene.programs["worker"].process
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: scene.waiting() >= WAITING)
+            with bring(scene):
+                worker.send_signal(signal.SIGCONT)
+                yield
+        finally:
+            worker.send_signal(signal.SIGCONT)
+
+    return both
+
+
+def at_once(*brings: Bring) -> Bring:
+    """Bring several faults about at once."""
+
+    @contextmanager
+    def bring(scene: Scene) -> Iterator[None]:
+        with ExitStack() as stack:
+            for each in brings:
+                stack.enter_context(each(scene))
+            yield
+
+    return bring
 
 
 def told(*commands: str, undone: str = "") -> Bring:

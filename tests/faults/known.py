@@ -5,6 +5,8 @@ from __future__ import annotations
 from bringing import (
     PASSES,
     alarmed,
+    amid_waiting,
+    at_once,
     clock_off,
     frozen,
     full_disk,
@@ -75,8 +77,8 @@ def broker_faults(broker: str, name: str) -> tuple[Fault, ...]:
     """Return what happens to one kind of broker; queued intake needs it most."""
     queued = {"broker": broker, "intake": "queued"}
     return (
-        Fault(f"{name} killed, queued", killed("broker", part="queue"), TAKEN, AWAY, **queued),
-        Fault(f"{name} wiped, queued", wiped, TAKEN, times=2, **queued),
+        Fault(f"{name} killed, queued", amid_waiting(killed("broker", part="queue")), TAKEN, AWAY, **queued),
+        Fault(f"{name} wiped, queued", amid_waiting(wiped), TAKEN, times=2, **queued),
         Fault(f"{name} out of memory, queued", alarmed, TAKEN, AWAY, **queued),
         Fault(f"{name} frozen, queued", frozen("broker"), TAKEN, SICK, **queued, quick=("sqlite",)),
         Fault(f"{name} frozen", frozen("broker"), TAKEN, SICK, broker=broker, quick=("sqlite",)),
@@ -92,7 +94,14 @@ CACHE = (
     Fault("cache full", told("CONFIG SET maxmemory 1", undone="CONFIG SET maxmemory 0"), TAKEN, AWAY, cache=True),
     Fault("cache read-only", told("REPLICAOF 127.0.0.1 1", undone="REPLICAOF NO ONE"), TAKEN, AWAY, cache=True),
     Fault("cache frozen", frozen("cache"), TAKEN, SICK, cache=True, quick=("sqlite",)),
-    Fault("Redis killed, queued", killed("cache", part="queue"), TAKEN, AWAY, broker="redis", intake="queued"),
+    Fault(
+        "Redis and its broker killed, queued",
+        amid_waiting(at_once(killed("broker", part="queue"), killed("cache", part="cache"))),
+        TAKEN,
+        AWAY,
+        broker="redis",
+        intake="queued",
+    ),
 )
 
 #: A gateway that drops every line is one that is down: here the breaker does not come between.
