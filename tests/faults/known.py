@@ -23,7 +23,7 @@ from bringing import (
     told,
     wiped,
 )
-from enduring import Fault, Meanwhile
+from enduring import EVERYTHING, Fault, Meanwhile
 from expediter.payments.simulated import TOKEN_UNKNOWN
 
 TAKEN, REFUSED, SOME, NOBODY = Meanwhile
@@ -32,6 +32,8 @@ SICK = 13.0
 #: Seconds for which a server is away.
 AWAY = 4.0
 HOUR = 3600
+#: How often what takes long comes: in `make test` once.
+TWICE = 2 if EVERYTHING else 1
 SERVERS = ("postgresql", "mariadb")
 #: Points that only queued intake passes, and the one that only a broker's worker does.
 QUEUED = ("kept", "sent", "applied")
@@ -43,7 +45,7 @@ KILLS = tuple(
         f"`kill -9` at *{point}*" + (", queued" if point in QUEUED else ""),
         killed_at(point),
         NOBODY,
-        times=2,
+        times=TWICE,
         **({"intake": "queued", "broker": "redis"} if point in QUEUED else {}),
         quick=QUICK.get(point, ()),
     )
@@ -58,7 +60,7 @@ PROCESSES = (
 )
 
 DISKS = (
-    Fault("power cut", power_cut, NOBODY, times=2, disk=True, quick=("sqlite",)),
+    Fault("power cut", power_cut, NOBODY, times=TWICE, disk=True, quick=("sqlite",)),
     Fault("full disk", full_disk, SOME, disk=True, quick=("sqlite",)),
     Fault("quota on files", quota, SOME, times=3, on=("sqlite",), quick=("sqlite",)),
 )
