@@ -44,7 +44,7 @@ run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
 test: $(DEV_LOCK) $(PROJECT) ## Run the tests
 	$(BIN)/python -m pytest
 
-# Half an hour on two processors. The table is written only if all went well.
+# Some fifty minutes on two busy processors. The table is written only if all went well.
 FAULTS_TALLY := .venv/.faults.jsonl
 
 .PHONY: test-faults

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+import pytest
 
 from auditing import wait_until
 from enduring import Scene, wipe
@@ -124,6 +125,8 @@ def full_disk(scene: Scene) -> Iterator[None]:
 @contextmanager
 def quota(scene: Scene) -> Iterator[None]:
     """Let no file of the two processes grow beyond what the database's log has now, and a little."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux limits the files of a running process")
     unlimited = resource.RLIM_INFINITY
     full = (scene.folder / "orders.db-wal").stat().st_size + ROOM[scene.times % len(ROOM)]
     for program in scene.programs.values():
