@@ -44,6 +44,16 @@ run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
 test: $(DEV_LOCK) $(PROJECT) ## Run the tests
 	$(BIN)/python -m pytest
 
+# Some fifty minutes on two busy processors. The table is written only if all went well.
+FAULTS_TALLY := .venv/.faults.jsonl
+
+.PHONY: test-faults
+test-faults: $(DEV_LOCK) $(PROJECT) ## Bring about every fault on every database, and write the table of docs/guarantees.md
+	@rm -f $(FAULTS_TALLY)
+	EXPEDITER_FAULTS=all EXPEDITER_FAULTS_TALLY=$(CURDIR)/$(FAULTS_TALLY) \
+	    $(BIN)/python -m pytest -n2 --dist=load tests/faults $(ARGS)
+	$(BIN)/python docs/faults.py $(FAULTS_TALLY)
+
 .PHONY: walk
 walk: $(DEV_LOCK) $(PROJECT) ## Let many processes and clients meet until a law breaks (ARGS="--on postgresql --minutes 30")
 	@$(BIN)/python tests/walk/endless.py $(ARGS)

@@ -25,6 +25,7 @@ structlog.configure(
 
 #: The modules that take longest, the longest first: begun late, each would be waited for alone.
 LONGEST = (
+    "test_all_in_turn",
     "test_faults",
     "test_real_orders",
     "test_two_doors",

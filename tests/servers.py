@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,23 @@ class Server:
             self._signal_children(signal.SIGCONT)
             self.process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def holding(self, database: str, statement: str) -> Iterator[None]:
+        """Run a statement, and keep its transaction open with what it has locked."""
+        held, over = threading.Event(), threading.Event()
+        with ThreadPoolExecutor(1) as thread:
+            session = thread.submit(lambda: asyncio.run(self._hold(database, statement, held, over)))
+            try:
+                while not held.wait(0.05) and not session.done():
+                    pass
+                yield
+            finally:
+                over.set()
+            session.result()
+
+    async def _hold(self, database: str, statement: str, held: threading.Event, over: threading.Event) -> None:
+        raise NotImplementedError
+
     def stop(self) -> None:
         self.process.terminate()
         try:
@@ -183,6 +201,16 @@ class PostgresServer(Server):
         found: Sequence[Any] = in_thread(work)
         return found
 
+    async def _hold(self, database: str, statement: str, held: threading.Event, over: threading.Event) -> None:
+        raw = await asyncpg.connect(host="127.0.0.1", port=self.port, user=self.user, database=database)
+        try:
+            async with raw.transaction():
+                await raw.execute(statement)
+                held.set()
+                await asyncio.to_thread(over.wait)
+        finally:
+            await raw.close()
+
 
 class MariadbServer(Server):
     scheme = "mysql"
@@ -195,16 +223,16 @@ class MariadbServer(Server):
             raise AssertionError
         data = self.folder / "data"
         owner = "--user=root" if os.geteuid() == 0 else f"--user={os.environ.get('USER', 'nobody')}"
-        if not data.exists():
-            self._make(data, owner)
+        # Its own: a server that starts removes what others have in theirs, and kills them by that.
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
+        if not data.exists():
+            self._make(data, owner, temporary)
         options = [
             "--no-defaults",
             f"--datadir={data}",
             f"--port={self.port}",
             f"--socket={self.folder / 'socket'}",
-            # Its own: a server that starts removes what others have in theirs, and kills them by that.
             f"--tmpdir={temporary}",
             "--bind-address=127.0.0.1",
             f"--pid-file={self.folder / 'pid'}",
@@ -214,7 +242,7 @@ class MariadbServer(Server):
         with self.log() as log:
             return subprocess.Popen([program, *options], stdout=log, stderr=log)
 
-    def _make(self, data: Path, owner: str) -> None:
+    def _make(self, data: Path, owner: str, temporary: Path) -> None:
         subprocess.run(
             [
                 "mariadb-install-db",
@@ -227,6 +255,7 @@ class MariadbServer(Server):
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(temporary)},
         )
 
     def query(self, database: str, statement: str) -> Sequence[Any]:
@@ -243,17 +272,15 @@ class MariadbServer(Server):
         found: Sequence[Any] = in_thread(work)
         return found
 
-    def hold(self, database: str, statement: str, seconds: float) -> None:
-        """Run a statement, and keep its session open for so long."""
-
-        async def work() -> None:
-            raw = await asyncmy.connect(host="127.0.0.1", port=self.port, user=self.user, db=database)
+    async def _hold(self, database: str, statement: str, held: threading.Event, over: threading.Event) -> None:
+        raw = await asyncmy.connect(host="127.0.0.1", port=self.port, user=self.user, db=database)
+        try:
             async with raw.cursor() as cursor:
                 await cursor.execute(statement)
-                await asyncio.sleep(seconds)
+                held.set()
+                await asyncio.to_thread(over.wait)
+        finally:
             await raw.ensure_closed()
-
-        in_thread(work)
 
 
 class RedisServer(Server):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from expediter.backends.databases import Collision, Connection, open_database
-from expediter.orders.commands import CancelOrder, RecordPayment
+from expediter.errors import StaleLease
+from expediter.orders.commands import CancelOrder, FulfilmentOutcome, RecordFulfilment, RecordPayment
 from expediter.orders.order import JobKind, PaymentOutcome, PaymentStatus, Stages, Status
 from expediter.store import schema
 from expediter.store.submissions import Applied, Request
@@ -72,12 +73,17 @@ async def paid_while_cancelled(at: Place, waiting: str, stages: Stages) -> Appli
         paying = asyncio.ensure_future(worker.submit(Request(paid)))
         await database.reached.wait()
         cancelling = asyncio.ensure_future(applied(person, Request(CancelOrder(order_id="A1"))))
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while int(at.rows(waiting)[0][0]) == 0:
-                await asyncio.sleep(0)
+        await somebody_waits(at, waiting)
         database.go_on.set()
         assert isinstance(await paying, Applied)
         return await cancelling
+
+
+async def somebody_waits(at: Place, waiting: str) -> None:
+    """Return once a transaction waits for another's lock."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while int(at.rows(waiting)[0][0]) == 0:
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("stages", [Stages.PAYMENT, Stages.PAYMENT_FULFILMENT])
@@ -93,6 +99,24 @@ async def test_an_order_that_is_paid_while_it_is_cancelled_has_its_refund(
     assert rows(at, "SELECT order_id, kind FROM jobs") == [("A1", JobKind.REFUND.value)]
     counted = dict(rows(at, "SELECT name, sum(value) FROM counters GROUP BY name"))
     assert {name: int(value) for name, value in counted.items() if value} == {"jobs": 1, "status:cancelled": 1}
+
+
+async def test_an_outcome_that_waited_for_a_cancellation_is_dropped(meeting: tuple[Place, str]) -> None:
+    """A worker whose report waits sees that its job is gone: the job is read anew, as the order is."""
+    at, waiting = meeting
+    database: Any = Paused(at.address)
+    async with open_committer(at, database=database) as person, open_committer(at, slot=8) as worker:
+        await applied(worker, place("A1", stages=Stages.FULFILMENT))
+        (claim,) = (await claimed(worker)).claimed
+        database.armed = True
+        cancelling = asyncio.ensure_future(applied(person, Request(CancelOrder(order_id="A1"))))
+        await database.reached.wait()
+        done = RecordFulfilment(order_id="A1", fence=claim.job.fence, outcome=FulfilmentOutcome.DONE)
+        reporting = asyncio.ensure_future(worker.submit(Request(done)))
+        await somebody_waits(at, waiting)
+        database.go_on.set()
+        assert (await cancelling).order.status is Status.CANCELLED
+        assert isinstance(await reporting, StaleLease)
 
 
 async def test_a_change_that_finds_no_row_is_a_collision(at: Place) -> None:

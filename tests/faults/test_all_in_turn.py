@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 
 from auditing import wait_until
-from servers import MariadbServer, PostgresServer, RabbitServer, RedisServer, Server
+from enduring import EVERYTHING, Mortals, broker_settings, wipe
+from servers import RedisServer, Server
 from shopping import Shop, open_shop
 from storing import Place
 
@@ -32,44 +32,10 @@ ROADS = [
     ("mariadb", "rabbitmq", "direct"),
     ("mariadb", "redis", "queued"),
 ]
-if os.environ.get("EXPEDITER_FAULTS") == "all":
+if EVERYTHING:
     BROKERS = [("database", "direct")]
     BROKERS += [(broker, intake) for broker in ("redis", "rabbitmq") for intake in ("direct", "queued")]
     ROADS = [(database, *road) for database in ("sqlite", "postgresql", "mariadb") for road in BROKERS]
-
-SERVERS: dict[str, type[Server]] = {
-    "postgresql": PostgresServer,
-    "mariadb": MariadbServer,
-    "redis": RedisServer,
-    "rabbitmq": RabbitServer,
-}
-
-
-class Mortals:
-    """Servers that a test may kill and start again; each kind is started when it is first asked for."""
-
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
-        self._factory = factory
-        self._running: dict[str, Server] = {}
-
-    def get(self, kind: str, name: str = "") -> Server:
-        name = name or kind
-        if name not in self._running:
-            self._running[name] = SERVERS[kind](self._factory.mktemp(name))
-        elif self._running[name].process.poll() is not None:  # a test failed while it was away
-            self._running[name].restart()
-        return self._running[name]
-
-    def stop(self) -> None:
-        for server in self._running.values():
-            server.kill()
-
-
-@pytest.fixture(scope="module")
-def mortals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mortals]:
-    running = Mortals(tmp_path_factory)
-    yield running
-    running.stop()
 
 
 class Faults:
@@ -102,11 +68,8 @@ class Faults:
         self.shop.workers.append(self.shop.hire())
 
     def wipe_the_broker(self) -> None:
-        if isinstance(self.broker, RabbitServer):
-            for end in ("", ".due", ".dead"):
-                self.broker.query("", f"DELETE {self.shop.settings['RABBITMQ_QUEUE_NAME']}{end}")
-        elif self.broker is not None:
-            self.broker.query("", "FLUSHALL")
+        if self.broker is not None:
+            wipe(self.broker, self.shop.settings)
 
     def kill_the_broker(self) -> None:
         if self.broker is not None:
@@ -155,17 +118,12 @@ class Faults:
 
 
 def open_settings(mortals: Mortals, broker: str, intake: str) -> tuple[dict[str, str], RedisServer, Server | None]:
-    cache = mortals.get("redis", "cache")
-    assert isinstance(cache, RedisServer)
+    cache = mortals.cache()
     settings = {"REDIS_URL": cache.new_database(), "INTAKE": intake}
     if broker == "database":
         return settings, cache, None
     server = mortals.get(broker)
-    if isinstance(server, RabbitServer):
-        settings |= {"BROKER_URL": server.url, "RABBITMQ_QUEUE_NAME": server.new_queue()}
-    else:
-        settings["BROKER_URL"] = server.new_database()
-    return settings, cache, server
+    return settings | broker_settings(server), cache, server
 
 
 @pytest.mark.parametrize(("database", "broker", "intake"), ROADS)
