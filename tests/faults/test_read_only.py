@@ -9,7 +9,8 @@ import pytest
 
 from auditing import wait_until
 from bringing import read_only
-from enduring import ITEMS, Fault, Meanwhile, Mortals, Scene
+from clients import ITEMS
+from enduring import Fault, Meanwhile, Mortals, Scene
 from known import SERVERS
 
 FAULT = Fault("database read-only, without orders", read_only, Meanwhile.REFUSED)
