@@ -9,10 +9,8 @@ import pytest
 import structlog
 
 from servers import DurableRedisServer, MariadbServer, PostgresServer, RabbitServer, RedisServer, Server
-from serving import Serving
+from serving import ADMIN_PASSWORD, Serving
 from storing import Place
-
-ADMIN_PASSWORD = "open sesame"
 
 # By default a logged error is drawn with every local variable: a second of work for each, on a busy machine.
 structlog.configure(

@@ -297,7 +297,8 @@ class Scene:
         found = {row[0] for row in self.at.rows("SELECT order_id FROM orders")}
         accepted = set(clients.accepted)
         assert len(clients.accepted) == len(accepted), "two requests were answered with one order"
-        assert accepted - found - clients.lost == set(), "accepted and not there"
+        missing = accepted - found - clients.lost
+        assert not missing, f"{len(missing)} of {len(accepted)} accepted and not there: {sorted(missing)[:5]}"
         assert found - accepted == set(), "there and not accepted"
         assert clients.wrong == [], clients.wrong[:5]
         ledger = self.folder / "ledger.jsonl"

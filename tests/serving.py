@@ -24,6 +24,7 @@ from verifying import assert_verified
 #: Seconds that a start, a stop or a wanted state may take before the test fails.
 PATIENCE_SECONDS = 120.0
 
+ADMIN_PASSWORD = "open sesame"
 FAST = {
     "LEASE_SECONDS": "4",
     "PAYMENT_MOCK_SUCCESS_RATE": "1",

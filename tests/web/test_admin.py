@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ADMIN_PASSWORD
-from serving import Serving, environment
+from serving import ADMIN_PASSWORD, Serving, environment
 
 
 def basic(user: str, password: str) -> dict[str, str]:

@@ -19,9 +19,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from conftest import ADMIN_PASSWORD
 from expediter.web import operations_document
-from serving import PATIENCE_SECONDS, Serving
+from serving import ADMIN_PASSWORD, PATIENCE_SECONDS, Serving
 
 METHODS = ("get", "post", "put", "patch", "delete")
 DOCUMENT: dict[str, Any] = operations_document()

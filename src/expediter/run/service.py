@@ -29,7 +29,7 @@ from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Intake, Settings
 from expediter.store import lookups
 from expediter.store.committer import Committer
-from expediter.store.installation import bind_key_prefix
+from expediter.store.installation import bind_key_prefix, is_bound_to
 from expediter.store.migrations import upgrade
 from expediter.store.queries import ORDERS_PER_LOOK, Accepted, NothingAccepted, Queries
 from expediter.store.standing import read_standing
@@ -110,8 +110,9 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
     await asyncio.to_thread(upgrade, settings.database)
     async with AsyncExitStack() as stack:
         service = await open_parts(settings, stack, working=working)
-        if working:
-            await service.database.write(partial(bind_key_prefix, prefix=settings.gateway_key_prefix))
+        prefix = settings.gateway_key_prefix
+        if not await service.database.read(partial(is_bound_to, prefix=prefix)):
+            await service.database.write(partial(bind_key_prefix, prefix=prefix))
         await _reach(service.broker)
         service.committer.start()
         if service.worker is not None:

@@ -13,7 +13,7 @@ from expediter.store.submissions import Asked, Outcome
 
 #: Requests in one transaction, at most, and the bytes of their bodies after which there are no more of them.
 BATCH_REQUESTS_MAX = 256
-BATCH_BYTES_MAX = 16 * 1024 * 1024
+BATCH_BYTES_MAX = 4 * 1024 * 1024
 #: How often a batch is halved that the database cannot store: down to one request.
 HALVINGS_MAX = 8
 #: Requests that may wait for their transaction, and the bytes of their bodies; one more is refused (Overloaded).

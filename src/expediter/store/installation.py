@@ -1,7 +1,7 @@
 """What a database is bound to for as long as it lives: the prefix in the names of its gateway keys.
 
 A charge whose outcome is unknown is settled under the key that it was made with. With another prefix it would get
-another key, and the customer would be charged twice; so the first start of a worker writes the prefix down.
+another key, and the customer would be charged twice; so the first start writes the prefix down.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ _BIND = update(schema.installation).where(_PREFIX.is_(None)).values(gateway_key_
 
 
 async def read_key_prefix(connection: Connection) -> str:
-    """Return the prefix; empty also where no worker has started yet."""
+    """Return the prefix; empty also where no process has started yet."""
     return (await connection.fetch(_READ))[0][0] or ""
+
+
+async def is_bound_to(connection: Connection, prefix: str) -> bool:
+    """Return whether the database is bound to this prefix; it takes no lock, as every start but the first."""
+    return bool((await connection.fetch(_READ))[0][0] == prefix)
 
 
 async def bind_key_prefix(connection: Connection, prefix: str) -> None:
