@@ -97,8 +97,12 @@ def clock_off(part: str, seconds: int) -> Bring:
 def power_cut(scene: Scene) -> Iterator[None]:
     """Cut the power of the database's disk; then everything starts again on what the disk has."""
     assert scene.disk is not None
+    before = set(scene.clients.accepted)
     scene.disk.cut_power()
     scene.kill()
+    # A machine without power answers nothing. These processes had a moment left, in which the disk told them what
+    # does not count (a flush that was under way may seem to have gone well).
+    scene.clients.lost |= set(scene.clients.accepted) - before
     if scene.at.server is not None:
         scene.server.kill()
     scene.disk.power_on()

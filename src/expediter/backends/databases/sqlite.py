@@ -226,14 +226,21 @@ class SqliteDatabase:
             if raw is None:
                 raw = self._write_connection = self._connect(read_only=False)
             self._check_file(raw)
-            raw.execute("BEGIN IMMEDIATE")
+            turn = self._log.take_turn()
             try:
-                result = _drive(work(SqliteConnection(raw)))
-            except BaseException:
-                raw.rollback()
-                raise
-            self._commit(raw)
-            self._log.fold(raw)
+                raw.execute("BEGIN IMMEDIATE")
+                changes = raw.total_changes
+                try:
+                    result = _drive(work(SqliteConnection(raw)))
+                except BaseException:
+                    raw.rollback()
+                    raise
+                self._commit(raw)
+                if turn >= 0 and raw.total_changes > changes:
+                    self._log.fold(raw)
+            finally:
+                if turn >= 0:
+                    os.close(turn)
             return result
 
     def _check_file(self, raw: sqlite3.Connection) -> None:
@@ -313,33 +320,45 @@ class SqliteDatabase:
 
 
 class _Log:
-    """The write-ahead log, folded into the database by whoever has committed when it is long.
+    """The write-ahead log, folded into the database by whoever commits while it is long.
 
-    Below SQLite 3.51.3 two connections that do so at once can damage the file, so a file lock is held meanwhile.
-    No process keeps it for longer: an idle one would leave the others' log to grow.
+    Before SQLite 3.51.3 a checkpoint of a log that is folded already, beside a commit that begins it anew, can
+    lose what that commit wrote (https://sqlite.org/wal.html#walresetbug). So one process at a time has its turn,
+    from before its transaction to the end of the checkpoint behind it: what it has just committed nobody else has
+    folded, and until that is done no other commit can begin the log anew. Nobody keeps the turn for longer: an
+    idle process would leave the others' log to grow.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = f"{path}-wal"
         self._lock = f"{path}-checkpointer"
         self._restarted_at = -math.inf
+        self._size = 0
+
+    def take_turn(self) -> int:
+        """Return the descriptor that holds the turn; -1: the log is short, or somebody else has it."""
+        try:
+            self._size = os.stat(self._path).st_size
+            if self._size <= LOG_BYTES:
+                return -1
+            turn = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return -1
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(turn)
+            return -1
+        return turn
 
     def fold(self, raw: sqlite3.Connection) -> None:
-        """Fold the log into the database if it is long; what keeps it from that is left to the next commit."""
-        try:
-            size = os.stat(self._path).st_size
-            if size > LOG_BYTES:
-                with self._alone() as alone:
-                    if alone:
-                        self._checkpoint(raw, size)
-        except (OSError, sqlite3.OperationalError):
-            return
-
-    def _checkpoint(self, raw: sqlite3.Connection, size: int) -> None:
-        # Nobody waits for anybody here; but the log does not begin anew as long as a reader still reads from it.
-        raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        now = time.monotonic()
-        if size > LOG_BYTES_MAX and now - self._restarted_at > RESTART_EVERY_SECONDS:
+        """Fold the log, right after a commit that has written; what fails is left to the next."""
+        with suppress(sqlite3.OperationalError):
+            now = time.monotonic()
+            if self._size <= LOG_BYTES_MAX or now - self._restarted_at <= RESTART_EVERY_SECONDS:
+                # Nobody waits for anybody; but while a reader still reads from it the log does not begin anew.
+                raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                return
             self._restarted_at = now
             (wait,) = raw.execute("PRAGMA busy_timeout").fetchone()
             raw.execute(f"PRAGMA busy_timeout={int(RESTART_WAIT_SECONDS * 1000)}")
@@ -347,15 +366,3 @@ class _Log:
                 raw.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             finally:
                 raw.execute(f"PRAGMA busy_timeout={wait}")
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield True
-                return
-            yield False
-        finally:
-            os.close(descriptor)
