@@ -9,6 +9,7 @@ import httpx2
 
 from auditing import rows, wait_until
 from queueing import Doors, new_id, order, shared_doors  # noqa: F401 - the fixture "doors"
+from serving import Program, Serving
 
 
 def test_changes_are_accepted_and_applied_in_their_order(doors: Doors) -> None:
@@ -52,6 +53,22 @@ def test_changes_are_accepted_and_applied_in_their_order(doors: Doors) -> None:
         assert doors.states(order_id) == {status}
     refused = "SELECT order_id, data FROM events WHERE type = 'command.refused' AND order_id IN (?, ?, ?, ?)"
     assert rows(doors.folder, refused, *orders) == []
+
+
+def test_a_deleted_order_is_gone_before_redis_hears_of_it(doors: Doors) -> None:
+    """Stored by a worker that died before it said so, and deleted at once: a change of it is 404, not accepted."""
+    order_id = doors.placed()
+    worker = Program(doors.folder, "work", **doors.settings, EXPEDITER_TEST_POINTS="applied:kill:1")
+    try:
+        wait_until(lambda: worker.process.poll() is not None)
+    finally:
+        worker.kill()
+    with Serving(doors.folder, "--no-workers", **{**doors.settings, "INTAKE": "direct"}) as direct:
+        wait_until(lambda: direct.client.delete(f"/orders/{order_id}").status_code == 204)
+    assert doors.temporary(order_id)["state"] == "pending"
+    for client in doors.clients:
+        assert client.post(f"/orders/{order_id}/cancel").status_code == 404
+        assert client.get(f"/orders/{order_id}").status_code == 404
 
 
 def test_what_cannot_be_is_refused_before_it_is_queued(doors: Doors) -> None:

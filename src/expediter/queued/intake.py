@@ -199,7 +199,7 @@ class QueuedIntake:
     async def _judge_new(self, command: PlaceOrder, found: Found, now: int) -> bytes:
         """Return the document of a new order. Raises DuplicateOrder."""
         if not command.fresh:
-            looked = await within(self._look_up(command.order_id, placing=True), JUDGE_SECONDS)
+            looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
             if found.pending is not None or (looked is not None and looked[0] is not None):
                 raise DuplicateOrder(command.order_id)
         order = decide(None, None, command, now).order
@@ -213,7 +213,10 @@ class QueuedIntake:
         """
         if len(found.changes) >= CHANGES_MAX:
             raise Overloaded(f"{len(found.changes)} changes of order {command.order_id} wait; try again")
-        looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
+        try:
+            looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
+        except DuplicateOrder:  # it is deleted, and Redis has not heard of it yet
+            raise OrderNotFound(command.order_id) from None
         if looked is not None and looked[0] is not None:
             order, job, lines = looked[0]
             if found.pending is None and not found.changes:
@@ -226,8 +229,9 @@ class QueuedIntake:
         # Raises, unless it was accepted all the same and Redis had forgotten that.
         return (await self._queries.order(command.order_id)).body
 
-    async def _look_up(self, order_id: str, *, placing: bool = False) -> tuple[lookups.Whole | None]:
-        look = partial(lookups.order_job_and_lines, order_id=order_id, placing=placing)
+    async def _look_up(self, order_id: str) -> tuple[lookups.Whole | None]:
+        """Return what the database has of an order. Raises DuplicateOrder for one that is deleted."""
+        look = partial(lookups.order_job_and_lines, order_id=order_id, placing=True)
         return (await self._database.read(look),)
 
     async def _store(
