@@ -49,6 +49,8 @@ class Gathering:
         self._requests = 0
         self._bytes = 0
         self._room = asyncio.Event()
+        #: The event loop that this is used from; to ask for it costs a system call each time.
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: How often a batch is halved now.
         self.halvings = 0
 
@@ -66,7 +68,8 @@ class Gathering:
         """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
         if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
             raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
-        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        done: asyncio.Future[list[Outcome]] = loop.create_future()
         self.groups.append(Group(asked, done, until, body_bytes, alone))
         self._requests += len(asked)
         self._bytes += body_bytes

@@ -58,6 +58,8 @@ class _Application:
         self._context = context
         self._under_way: dict[Call, asyncio.Task[object] | None] = {}
         self._watch: asyncio.TimerHandle | None = None
+        #: The event loop that serves; to ask for it costs a system call each time.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._fixed: dict[str, dict[str, Handler]] = defaultdict(dict)
         self._routes: list[tuple[Route, dict[str, Handler]]] = []
         by_path: dict[str, dict[str, Handler]] = defaultdict(dict)
@@ -85,9 +87,10 @@ class _Application:
             scope["path"] = path[:-1]
         passed_on, request_id, header_bytes, hosts = _passed_on(scope["headers"])
         call = Call(scope, receive, request_id)
-        self._under_way[call] = asyncio.current_task()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        self._under_way[call] = asyncio.current_task(loop)
         if self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_what_takes_too_long)
+            self._watch = loop.call_later(WATCH_SECONDS, self._end_what_takes_too_long)
         try:
             if header_bytes > HEADER_BYTES_MAX:
                 raise RequestRefused(431, "Headers too large", f"Send at most {HEADER_BYTES_MAX} bytes of headers")
