@@ -11,7 +11,7 @@ import pytest
 
 from auditing import wait_until
 from expediter.payments.simulated import read_ledger
-from serving import PATIENCE_SECONDS, Serving, environment
+from serving import PATIENCE_SECONDS, Died, Program, Serving, environment
 from storing import Place
 from verifying import assert_verified
 
@@ -64,4 +64,27 @@ def test_a_database_keeps_the_prefix_that_it_was_begun_with(at: Place, tmp_path:
     with Serving(tmp_path, DATABASE_URL=at.address, GATEWAY_KEY_PREFIX=first) as service:
         assert service.client.post("/orders", json=ORDER).status_code == 201
         wait_until(lambda: service.client.get("/orders/ORD-1").json()["status"] == "completed")
+    assert_verified(at.address, None)
+
+
+def test_of_two_first_starts_at_once_one_is_refused(at: Place, tmp_path: Path) -> None:
+    """With two prefixes at the same moment one of them binds the database, and the other process ends."""
+    starts = {
+        prefix: Program(tmp_path, "serve", DATABASE_URL=at.address, GATEWAY_KEY_PREFIX=prefix)
+        for prefix in ("", "shop-2")
+    }
+    served = []
+    refused = []
+    for prefix, program in starts.items():
+        try:
+            program.wait_for("listens on http")
+            served.append(prefix)
+        except Died:
+            refused.append(prefix)
+    for prefix in served:
+        starts[prefix].stop()
+    assert (len(served), len(refused)) == (1, 1)
+    other = starts[refused[0]]
+    assert other.stop() == 2
+    assert f"this database was begun with {served[0]!r}" in "\n".join(other.log)
     assert_verified(at.address, None)
