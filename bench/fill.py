@@ -253,7 +253,7 @@ def make_rows(shapes: Sequence[Shape], times: Sequence[int], random: Random) -> 
     """Return the rows of one order per shape, placed at these times."""
     rows = Rows()
     for shape, at in zip(shapes, times, strict=True):
-        order_id = f"ORD-{uuid_utils.uuid7(nanoseconds=at * 1000)}"
+        order_id = f"ORD-{uuid_utils.uuid7(nanoseconds=at * 1000).hex}"
         shape.add(rows, order_id, f"customer_{random.randrange(CUSTOMERS)}", at)
     for shape, used in Counter(shapes).items():
         for name, value in shape.counters.items():

@@ -12,7 +12,7 @@ from serving import PATIENCE_SECONDS, Serving
 
 BURGER = {"item_id": "item_001", "item_name": "Burger", "quantity": 2, "price": 12.99}
 ORD003 = {"user_id": 1, "order_id": "ORD003", "item_ids": [101, 102, 103], "total_amount": 59.99}
-SERVER_MADE_ID = r"ORD-[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+SERVER_MADE_ID = r"ORD-[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}"
 
 
 # Service A: cached orders over short paths.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from expediter.errors import ConfigurationError
-from expediter.settings import REDIS_PREFIX_CHARACTERS_MAX, load_settings
+from expediter.settings import REDIS_PREFIX_CHARACTERS_MAX, load_settings, unknown_names
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +82,61 @@ def test_a_prefix_that_is_also_a_name_is_refused(name: str, monkeypatch: pytest.
     monkeypatch.setenv("REDIS_PREFIX", f"shop:{name}")
     with pytest.raises(ConfigurationError, match=f"^REDIS_PREFIX: .*write one without {name} in it"):
         load_settings()
+
+
+def test_settings_by_the_names_of_other_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the replaced services call in another way is understood; its own name wins."""
+    (tmp_path / ".env").write_text(
+        "CIRCUIT_BREAKER_RECOVERY_TIMEOUT=7\nREDIS_HOST=cache\nDB_USER=shop\nDB_NAME=orders\n"
+    )
+    read = load_settings()
+    assert read.circuit_breaker_recovery_seconds == 7
+    assert read.redis == "redis://cache:6379"
+    assert read.database == "mysql://shop:@localhost/orders"
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.0.0.1:6380")
+    monkeypatch.setenv("CIRCUIT_BREAKER_RECOVERY_SECONDS", "8")
+    assert (load_settings().redis, load_settings().circuit_breaker_recovery_seconds) == ("redis://cache:6380", 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"DATABASE_URL": "sqlite:///a.db", "DB_HOST": "db"}, "DATABASE_URL and DB_HOST both say"),
+        ({"DATABASE_URL": "sqlite:///a.db", "DB_USER": "shop"}, "DATABASE_URL and DB_USER both say"),
+        ({"DATABASE_URL": "postgresql://h/d", "DB_PATH": "a.db"}, "DATABASE_URL and DB_PATH both say"),
+        ({"REDIS_URL": "redis://a", "REDIS_HOST": "b"}, "REDIS_URL and REDIS_HOST both say"),
+        ({"CORS_ORIGINS": "shop.example"}, "'shop.example' is no origin"),
+        ({"CORS_ORIGINS": "https://shop.example/"}, "is no origin"),
+    ],
+)
+def test_what_contradicts_is_refused(given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to guess which of two addresses counts."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=said):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("", []),
+        ("*", ["*"]),
+        (" https://a.example , http://[::1]:3000", ["https://a.example", "http://[::1]:3000"]),
+    ],
+)
+def test_origins_are_a_list(given: str, origins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks around them do not count."""
+    monkeypatch.setenv("CORS_ORIGINS", given)
+    assert load_settings().origins == origins
+
+
+def test_a_misspelt_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing reads is said, with what may be meant; what is read is not."""
+    read = "ADMIN_PASSWORD_FILE=x\nOTEL_SERVICE_NAME=x\nPORT=1\nCIRCUIT_BREAKER_RECOVERY_TIMEOUT=1\n"
+    (tmp_path / ".env").write_text(f"WORKER_CONUT=4\n{read}XYZ=1\n")
+    monkeypatch.setenv("API_THREADS", "4")
+    foreign, misspelt, unknown = unknown_names()
+    assert foreign.startswith("API_THREADS is not read here")
+    assert misspelt == "WORKER_CONUT in .env is no setting: is WORKER_COUNT meant?"
+    assert unknown == "XYZ in .env is no setting"

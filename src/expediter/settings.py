@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,14 @@ REDIS_PREFIX_CHARACTERS_MAX = 64
 _OPEN_KEYS = ("orders:detail:", "orders:list:", "temp_order:", "temp_changes:", "idempotency:")
 
 
+#: Settings by the names that they have in other order services.
+_OTHER_NAMES = {"CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "circuit_breaker_recovery_seconds"}
+#: Settings of other order services that have no counterpart, and what there is instead.
+_FOREIGN = {
+    "API_THREADS": "one process takes many requests at once; API_WORKERS says how many processes there are"
+}
+
+
 class Intake(StrEnum):
     """Where an order is safe when its client is answered: in the database, or first in the broker."""
 
@@ -44,10 +53,41 @@ class Intake(StrEnum):
     QUEUED = "queued"
 
 
+class Compat(StrEnum):
+    """The order service whose clients are understood, besides Expediter's own."""
+
+    NONE = ""
+    CACHED = "cached"
+    QUEUED = "queued"
+    PROCESSOR = "processor"
+    DELIVERY = "delivery"
+    STREAMS = "streams"
+
+
+#: What settings are by default where COMPAT is given.
+_COMPAT_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    Compat.CACHED: {"fulfilment": "manual", "cors_origins": "*"},
+    Compat.QUEUED: {"fulfilment": "manual", "cors_origins": "*", "intake": "queued"},
+    Compat.PROCESSOR: {"stages": "fulfilment"},
+    Compat.DELIVERY: {"stages": "payment", "cors_origins": "*"},
+    Compat.STREAMS: {"stages": "fulfilment"},
+}
+
+
 def _currency(code: str) -> str:
     if code not in CURRENCY_DIGITS:
         raise ValueError("must be an ISO 4217 code such as USD")
     return code
+
+
+def _origins(text: str) -> str:
+    found = [origin.strip() for origin in text.split(",") if origin.strip()]
+    for origin in found:
+        if origin != "*" and not re.fullmatch(
+            r"https?://[A-Za-z0-9.-]+(?::\d{1,5})?|https?://\[[0-9a-f:]+\](?::\d{1,5})?", origin
+        ):
+            raise ValueError(f"{origin!r} is no origin: write scheme and host, such as https://shop.example, or *")
+    return ",".join(found)
 
 
 def _linked_port(value: object) -> object:
@@ -80,13 +120,19 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", repr=False, description="where orders are stored; default sqlite:///expediter.db"
     )
-    db_host: str = Field("", description="the host of a MariaDB or MySQL database, instead of DATABASE_URL")
+    db_host: str = Field(
+        "", description="the host of a MariaDB or MySQL database, instead of DATABASE_URL; with DB_USER: localhost"
+    )
     db_user: str = Field("", description="its user")
     db_pass: SecretStr | None = Field(None, description="its password")
     db_name: str = Field("", description="its name")
     db_path: str = Field("", description="the same as a plain path to a SQLite file")
     redis_url: str = Field(
         "", repr=False, description="cache shared by all processes: redis:// or rediss://; default: in memory"
+    )
+    redis_host: str = Field("", description="the host of that Redis, instead of REDIS_URL")
+    redis_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
+        None, ge=1, le=65535, description="its port, also as tcp://10.0.0.1:6379; default 6379"
     )
     redis_prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
         "", description="put before the name of every key in Redis, such as shop:"
@@ -105,10 +151,16 @@ class Settings(BaseSettings):
     )
     mq_use_ssl: bool = Field(False, description="true: talk to RABBITMQ_HOST by TLS")
     intake: Intake = Field(Intake.DIRECT, description="direct, or queued: answer 202 from the broker")
+    compat: Compat = Field(
+        Compat.NONE, description="whose clients are understood: cached, queued, processor, delivery or streams"
+    )
     temp_order_cache_ttl: float = Field(
         60, ge=1, le=86_400, description="seconds that a queued order stays at temp_order:{id} once it is stored"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "", description="web pages that may call: https://shop.example,https://..., or *; default: none"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     stages: Stages = Field(Stages.PAYMENT_FULFILMENT, description="the road of new orders")
     default_currency: Annotated[str, AfterValidator(_currency)] = Field(
@@ -130,12 +182,20 @@ class Settings(BaseSettings):
     payment_mock_success_rate: float = Field(0.95, ge=0, le=1, description="share of simulated calls that work")
     payment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated gateway")
     payment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated gateway")
+    payment_retry_delay: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="seconds of the first pause between tries, at most; each next may be twice as long",
+    )
     payment_retry_attempts: int = Field(3, ge=1, le=100, description="tries before payment_failed")
     circuit_breaker_failure_threshold: int = Field(5, ge=1, description="failures in a row that open the breaker")
     circuit_breaker_recovery_seconds: float = Field(
         60, gt=0, le=86_400, description="seconds before the open breaker probes"
     )
-    fulfilment: str = Field("simulated", description="who carries orders out")
+    fulfilment: str = Field(
+        "simulated", description="who carries orders out: simulated, or manual (callers change the status)"
+    )
     fulfilment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
     fulfilment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
     idempotency_keep_days: float = Field(7, gt=0, le=365, description="days that an Idempotency-Key is remembered")
@@ -154,12 +214,28 @@ class Settings(BaseSettings):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if low > high:
                 raise ValueError(f"{name.upper()}_MIN is above {name.upper()}_MAX")
+        if self.database_url and (
+            parts := [n for n in ("db_host", "db_user", "db_name", "db_path") if getattr(self, n)]
+        ):
+            raise ValueError(
+                f"DATABASE_URL and {parts[0].upper()} both say where the database is: remove DATABASE_URL to use "
+                f"what {parts[0].upper()} names, or the lines that begin with DB_"
+            )
+        if self.redis_url and self.redis_host:
+            raise ValueError("REDIS_URL and REDIS_HOST both say where Redis is: remove one of them")
         if self.intake is Intake.QUEUED:
             if not self.broker:
                 raise ValueError("INTAKE=queued needs a broker: set BROKER_URL or RABBITMQ_HOST")
             if not self.temporary_orders:
-                raise ValueError("INTAKE=queued keeps orders at temp_order:{id} in Redis: set REDIS_URL")
+                raise ValueError(
+                    "INTAKE=queued keeps orders at temp_order:{id} in Redis: set REDIS_URL or REDIS_HOST"
+                )
         return self
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of web pages that may call: those in CORS_ORIGINS."""
+        return self.cors_origins.split(",") if self.cors_origins else []
 
     @property
     def broker(self) -> str:
@@ -173,18 +249,28 @@ class Settings(BaseSettings):
         return f"{scheme}://{who}@{self.rabbitmq_host}:{port}/"
 
     @property
+    def redis(self) -> str:
+        """The address of the Redis for all processes: REDIS_URL, or REDIS_HOST and its like; empty: none."""
+        if self.redis_url or not self.redis_host:
+            return self.redis_url
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        return f"redis://{host}:{self.redis_port or 6379}"
+
+    @property
     def temporary_orders(self) -> str:
-        """The address of the Redis that keeps queued orders: REDIS_URL, or a broker that is a Redis."""
-        return self.redis_url or (self.broker if self.broker.startswith(("redis:", "rediss:", "unix:")) else "")
+        """The address of the Redis that keeps queued orders: the shared one, or a broker that is a Redis."""
+        return self.redis or (self.broker if self.broker.startswith(("redis:", "rediss:", "unix:")) else "")
 
     @property
     def database(self) -> str:
         """The database's address: DATABASE_URL, or the parts in DB_HOST and its like, or the file of DB_PATH."""
         if self.database_url:
             return self.database_url
-        if self.db_host:
+        if self.db_host or self.db_user:
             password = quote(self.db_pass.get_secret_value(), safe="") if self.db_pass else ""
-            return f"mysql://{quote(self.db_user, safe='')}:{password}@{self.db_host}/{self.db_name}"
+            return (
+                f"mysql://{quote(self.db_user, safe='')}:{password}@{self.db_host or 'localhost'}/{self.db_name}"
+            )
         return f"sqlite:///{self.db_path or 'expediter.db'}"
 
     @property
@@ -205,11 +291,46 @@ def load_settings(**overrides: Any) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{_ENV_FILE} cannot be read: {error}") from error
     try:
-        return Settings(**(_secrets(given) | overrides))
+        defaults = {
+            name: value
+            for name, value in _COMPAT_DEFAULTS.get(
+                str(overrides.get("compat") or given.get("COMPAT") or ""), {}
+            ).items()
+            if not given.get(name.upper())
+        }
+        return Settings(**(defaults | _by_other_names(given) | _secrets(given) | overrides))
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"{name or 'The settings'}: {first['msg']}") from error
+
+
+def _by_other_names(given: Mapping[str, str | None]) -> dict[str, str]:
+    return {
+        name: text
+        for other, name in _OTHER_NAMES.items()
+        if (text := given.get(other)) and not given.get(name.upper())
+    }
+
+
+def unknown_names() -> list[str]:
+    """Return a sentence for each setting that is given and that nothing reads, with what may be meant."""
+    try:
+        written = [name for name in dotenv_values(_ENV_FILE) if name not in _OTHER_NAMES]
+    except (OSError, UnicodeDecodeError):
+        return []  # the settings themselves cannot be read then, which says more
+    known = {name.upper() for name in Settings.model_fields}
+    found = [
+        f"{name} is not read here: {why}"
+        for name, why in _FOREIGN.items()
+        if name in os.environ or name in written
+    ]
+    for name in written:
+        if name in known or name in _FOREIGN or name.removesuffix("_FILE") in known or name.startswith("OTEL_"):
+            continue
+        near = get_close_matches(name.upper(), known, 1)
+        found.append(f"{name} in {_ENV_FILE} is no setting" + (f": is {near[0]} meant?" if near else ""))
+    return found
 
 
 def _secrets(given: Mapping[str, str | None]) -> dict[str, str]:

@@ -36,3 +36,39 @@ def test_failures_are_tried_again_until_the_order_is_complete(folder: Path) -> N
         assert {service.until_rest(order_id)["status"] for order_id in ids} == {"completed"}
         histories = [service.client.get(f"/orders/{order_id}/events").json()["events"] for order_id in ids]
         assert any(event["type"] == "fulfilment.unavailable" for history in histories for event in history)
+
+
+def test_by_hand_nobody_but_a_caller_moves_an_order_on(folder: Path) -> None:
+    """With FULFILMENT=manual what is due is charged, and then the order waits for those who carry it out."""
+    with Serving(folder, FULFILMENT="manual") as service:
+        client = service.client
+        paid = client.post("/orders", json={"user_id": 1, "item_ids": [1], "total_amount": 5}).json()["order_id"]
+        free = client.post("/orders", json={"user_id": 1, "item_ids": [1]}).json()["order_id"]
+        confirmed = client.get(f"/orders/{paid}", params={"wait": "30", "min_version": "3"}).json()
+        assert (confirmed["status"], confirmed["payment_status"]) == ("confirmed", "paid")
+        # Charging the other showed that the worker runs: this one it leaves alone.
+        assert client.get(f"/orders/{free}").json()["version"] == 1
+        for order_id in (paid, free):
+            assert "waits for whoever carries it out" in client.get(f"/orders/{order_id}/explain").json()["why"]
+            moved = client.patch(f"/orders/{order_id}/status", json={"status": "processing"})
+            assert moved.json()["status"] == "processing"
+            assert "waits for whoever carries it out" in client.get(f"/orders/{order_id}/explain").json()["why"]
+        assert client.patch(f"/orders/{free}/status", json={"status": "failed"}).json()["status"] == "failed"
+        assert client.post(f"/orders/{free}/retry").json()["status"] == "processing"
+        for order_id in (paid, free):
+            done = client.patch(f"/orders/{order_id}/status", json={"status": "completed"})
+            assert (done.status_code, done.json()["status"]) == (200, "completed")
+        cancelled = client.post("/orders", json={"user_id": 1, "item_ids": [1], "total_amount": 5}).json()[
+            "order_id"
+        ]
+        client.get(f"/orders/{cancelled}", params={"wait": "30", "min_version": "3"})
+        client.post(f"/orders/{cancelled}/cancel")
+        assert service.until_rest(cancelled)["payment_status"] == "refunded"
+
+
+def test_what_waited_for_people_is_done_once_a_worker_may(folder: Path) -> None:
+    """The setting is not the order's: with another one, what waits goes on."""
+    with Serving(folder, FULFILMENT="manual") as service:
+        order_id = service.client.post("/orders", json={"user_id": 1, "item_ids": [1]}).json()["order_id"]
+    with Serving(folder) as service:
+        assert service.until_rest(order_id)["status"] == "completed"

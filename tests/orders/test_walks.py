@@ -117,7 +117,8 @@ class Walk:
     def change(self) -> None:
         status = self.random.choice(list(Status))
         if status not in (Status.CANCELLED, Status.COMPLETED) or len(self.story.events) >= self.life:
-            self.give(ChangeStatus(order_id=ORDER_ID, status=status, if_version=self.version()))
+            through = self.random.random() < 0.3
+            self.give(ChangeStatus(order_id=ORDER_ID, status=status, through=through, if_version=self.version()))
 
     def retry(self) -> None:
         self.give(RetryOrder(order_id=ORDER_ID, if_version=self.version()))
@@ -277,7 +278,9 @@ class Walk:
         assert (order.payment_status is PaymentStatus.REFUNDED) == (len(done) == 2)
         if order.money_in_flight:
             commands = [CancelOrder(order_id=ORDER_ID), DeleteOrder(order_id=ORDER_ID)]
-            commands += [ChangeStatus(order_id=ORDER_ID, status=status) for status in Status]
+            others = [status for status in Status if status is not order.status]
+            commands += [ChangeStatus(order_id=ORDER_ID, status=status, through=True) for status in others]
+            commands += [ChangeStatus(order_id=ORDER_ID, status=status) for status in others]
             job = self.story.job
             parked = job is not None and job.dead_at is not None
             by_hand = (Status.CONFIRMED, Status.PAYMENT_FAILED)

@@ -119,6 +119,7 @@ async def use_everything(at: Place, database: Database) -> None:
     ((position,),) = rows(at, "SELECT position FROM feed")
     assert len((await database.read(partial(look, after=position - 9))).events or ()) == 9
     await queries.inspect(order_id)
+    await queries.attempts([order_id, "no"])
     await queries.history(order_id)
     await queries.counters()
     await queries.ids(list(Status), 1_000)

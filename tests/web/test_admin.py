@@ -160,10 +160,11 @@ def test_seeded_orders_are_worked_off(service: Serving) -> None:
 def test_populate_needs_no_password(idle_service: Serving, path: str) -> None:
     """Populate makes as many orders as asked for, under a batch id of the caller's or of its own."""
     before = total(idle_service)
-    named = idle_service.client.post(path, json={"total_entries": 2, "batch_id": "friday"}).json()
+    batch_id = f"friday{path.replace('/', '.')}"
+    named = idle_service.client.post(path, json={"total_entries": 2, "batch_id": batch_id}).json()
     unnamed = idle_service.client.post(path, json={"total_entries": 1}).json()
 
-    assert named["batch_id"] == "friday"
+    assert named["batch_id"] == batch_id
     assert unnamed["batch_id"]
     assert (named["success_count"], named["failure_count"], named["errors"]) == (2, 0, [])
     assert total(idle_service) == before + 3

@@ -7,6 +7,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl
 
 from expediter.errors import ConfigurationError
+from expediter.fulfilment.manual import ManualFulfiller
 from expediter.fulfilment.simulated import SimulatedFulfiller
 from expediter.orders.order import Line, Order
 
@@ -18,6 +19,8 @@ class Fulfiller(Protocol):
     """
 
     name: str
+    #: Whether callers move the orders on, and no worker does.
+    by_hand: bool
 
     async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> None:
         """Carry `order` out; `lines()` reads its lines."""
@@ -26,11 +29,13 @@ class Fulfiller(Protocol):
         """Give back connections."""
 
 
-def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) -> SimulatedFulfiller:
-    """Return the fulfiller that `address` names: `simulated`, or `simulated://?success_rate=0.9&seed=7`.
+def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) -> Fulfiller:
+    """Return the fulfiller that `address` names: `manual`, `simulated`, or `simulated://?success_rate=0.9&seed=7`.
 
     Raises ConfigurationError for any other.
     """
+    if address == "manual":
+        return ManualFulfiller()
     scheme, _, options = address.partition("://")
     try:
         given = dict(parse_qsl(options.removeprefix("?"), strict_parsing=True)) if options else {}
@@ -45,5 +50,5 @@ def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) ->
         )
     except ValueError as error:
         raise ConfigurationError(
-            f"FULFILMENT={address} is not known; this version has: simulated, simulated://?success_rate=0.9&seed=7"
+            f"FULFILMENT={address} is not known; this version has: manual, simulated, simulated://?success_rate=0.9&seed=7"
         ) from error

@@ -14,6 +14,7 @@ class SimulatedFulfiller:
     """Carries orders out after a random delay; a failure is a fulfiller that is briefly unavailable."""
 
     name = "simulated"
+    by_hand = False
 
     def __init__(
         self,

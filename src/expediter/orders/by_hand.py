@@ -35,11 +35,11 @@ def _fits(order: Order, move: Status) -> bool:
             return True
 
 
-def _check_move(draft: Draft, wanted: Status) -> None:
+def _check_move(draft: Draft, wanted: Status, *, towards: Status | None = None) -> None:
     order, job = draft.order, draft.job
     legal = legal_moves(order)
     if wanted not in legal:
-        raise IllegalTransition(order.order_id, order.status, wanted, legal)
+        raise IllegalTransition(order.order_id, order.status, towards or wanted, legal)
     # A parked charge of unknown outcome is for a person to look up; what they found they say by the status.
     settled = job is not None and job.dead_at is not None and wanted in (Status.CONFIRMED, Status.PAYMENT_FAILED)
     if not settled:
@@ -53,8 +53,16 @@ def _check_money(order: Order, what: str) -> None:
         )
 
 
-def change_status(draft: Draft, wanted: Status) -> None:
-    """Move the order to `wanted`, with all that the move brings with it."""
+def change_status(draft: Draft, wanted: Status, *, through: bool = False) -> None:
+    """Move the order to `wanted`, with all that the move brings with it; where it is there, nothing happens.
+
+    `through`: work that nobody has told of was begun before it ended.
+    """
+    if wanted is draft.order.status:
+        return
+    if through and wanted in (Status.COMPLETED, Status.FAILED) and draft.order.status is not Status.PROCESSING:
+        _check_move(draft, Status.PROCESSING, towards=wanted)
+        draft.start_fulfilment()
     _check_move(draft, wanted)
     started = draft.order.processing_started_at or draft.now
     match wanted:

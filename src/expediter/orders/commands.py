@@ -49,9 +49,10 @@ class Change(Command, frozen=True, gc=False, kw_only=True):
 
 
 class ChangeStatus(Change, frozen=True, gc=False, kw_only=True):
-    """Move an order by hand, through the lifecycle table."""
+    """Move an order by hand, through the lifecycle table; `through`: by two moves where one is not enough."""
 
     status: Status
+    through: bool = False
 
 
 class CancelOrder(Change, frozen=True, gc=False, kw_only=True):

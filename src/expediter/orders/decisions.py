@@ -85,7 +85,7 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         case ParkJob():
             _park(draft, _held(draft, command, None), command.error, command.outcome)
         case ChangeStatus():
-            by_hand.change_status(draft, command.status)
+            by_hand.change_status(draft, command.status, through=command.through)
         case CancelOrder():
             by_hand.cancel(draft)
         case RetryOrder():

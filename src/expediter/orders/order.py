@@ -41,6 +41,11 @@ class Status(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Status | None":
+        """Take it in any case, as clients write it."""
+        return cls._value2member_map_.get(value.lower()) if isinstance(value, str) else None  # type: ignore[return-value]
+
 
 class PaymentStatus(StrEnum):
     """Where the money of an order is."""

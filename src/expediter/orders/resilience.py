@@ -36,9 +36,12 @@ POSTPONED_MIN, POSTPONED_MAX = 2 * MICROSECONDS, 10 * MICROSECONDS
 PROBE_LEASE = 30 * MICROSECONDS
 
 
-def backoff(failures: int, random: float) -> int:
-    """Return microseconds to wait after `failures` (>= 1) failures; `random` is uniform in [0, 1)."""
-    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * 2 ** min(failures - 1, 16))
+def backoff(failures: int, random: float, base: int = BACKOFF_BASE) -> int:
+    """Return microseconds to wait after `failures` (>= 1) failures; `random` is uniform in [0, 1).
+
+    After the first it is at most `base`, and after each more at most twice as long.
+    """
+    ceiling = min(max(BACKOFF_CAP, base), base * 2 ** min(failures - 1, 16))
     return int(ceiling * random)
 
 

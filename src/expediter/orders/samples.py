@@ -21,13 +21,25 @@ _MENU = (
 
 
 def sample_orders(
-    count: int, random: Random, new_id: Callable[[], str], *, currency: str, stages: Stages, metadata: str = "{}"
+    count: int,
+    random: Random,
+    new_id: Callable[[], str],
+    *,
+    currency: str,
+    stages: Stages,
+    metadata: str = "{}",
+    fresh: bool = True,
 ) -> list[PlaceOrder]:
-    """Return commands for `count` orders of one to four priced lines, each by one of 500 customers."""
-    return [_sample(random, new_id(), currency, stages, metadata) for _ in range(count)]
+    """Return commands for `count` orders of one to four priced lines, each by one of 500 customers.
+
+    Not `fresh`: an order with an id that `new_id` returns may be there already.
+    """
+    return [_sample(random, new_id(), currency, stages, metadata, fresh) for _ in range(count)]
 
 
-def _sample(random: Random, order_id: str, currency: str, stages: Stages, metadata: str) -> PlaceOrder:
+def _sample(
+    random: Random, order_id: str, currency: str, stages: Stages, metadata: str, fresh: bool
+) -> PlaceOrder:
     chosen = random.sample(_MENU, random.randint(1, 4))
     lines = tuple(
         Line(number, item_id, name, random.randint(1, 3), price)
@@ -35,7 +47,7 @@ def _sample(random: Random, order_id: str, currency: str, stages: Stages, metada
     )
     return PlaceOrder(
         order_id=order_id,
-        fresh=True,
+        fresh=fresh,
         customer_id=f"customer_{random.randint(1, 500)}",
         customer_name=None,
         currency=currency,

@@ -13,7 +13,7 @@ from expediter.errors import ConfigurationError, ExpediterError
 from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
 from expediter.run.service import open_parts, open_service
-from expediter.settings import Settings
+from expediter.settings import Settings, unknown_names
 from expediter.store.migrations import upgrade
 from expediter.store.submissions import Request
 from expediter.upkeep import doctor
@@ -101,6 +101,7 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
     findings.append(
         Finding("settings", "ok", f"read; stages {settings.stages.value}, intake {settings.intake.value}")
     )
+    findings += [Finding("settings", "warning", sentence) for sentence in unknown_names()]
     try:
         await asyncio.to_thread(upgrade, settings.database)
     except ExpediterError as error:

@@ -151,7 +151,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     database = open_database(settings.database)
     stack.push_async_callback(database.close)
     cache = await open_cache(
-        url=settings.redis_url,
+        url=settings.redis,
         prefix=settings.redis_prefix,
         disabled=settings.cache_disabled,
         ttl_seconds=settings.orders_cache_ttl,
@@ -243,6 +243,7 @@ def _worker(
         gateway=gateway,
         fulfiller=fulfiller,
         payment_attempts_max=settings.payment_retry_attempts,
+        payment_retry_delay=int(settings.payment_retry_delay * MICROSECONDS),
         lease=int(settings.lease_seconds * MICROSECONDS),
         random=random.random,
         lines=lines.ask,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
+from sqlalchemy.sql import Executable
 
 from expediter.backends.databases import Connection
 from expediter.errors import DuplicateOrder, OrderUnreadable
@@ -45,6 +47,7 @@ _ATTEMPTS = (
     .where(schema.payment_attempts.c.order_id == bindparam("order_id"))
     .order_by(schema.payment_attempts.c.number)
 )
+_ATTEMPTS_OF_ALL = select(schema.payment_attempts).where(among(schema.payment_attempts.c.order_id))
 _COUNTERS = select(schema.counters.c.name, func.sum(schema.counters.c.value)).group_by(schema.counters.c.name)
 _IDS = (
     select(schema.orders.c.order_id)
@@ -56,6 +59,10 @@ _LOCK_FEED = FEED.with_for_update()
 _EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
     schema.events.c.order_id == bindparam("order_id"), schema.events.c.number == bindparam("number")
 )
+#: Orders that are counted by a filter that no counter knows, at most.
+COUNTED_MAX = 1_000
+
+_number = attrgetter("number")
 _BY_ID = (schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
 
 
@@ -125,6 +132,16 @@ async def attempts_of(connection: Connection, order_id: str) -> tuple[Attempt, .
     return tuple(read_attempt(row) for row in rows)
 
 
+async def attempts_of_all(connection: Connection, ids: list[str]) -> dict[str, list[Attempt]]:
+    """Return every call to the gateway about these orders (at least one id), oldest first, by order id."""
+    found: dict[str, list[Attempt]] = {}
+    for attempt in map(read_attempt, await connection.fetch(_ATTEMPTS_OF_ALL, ids=ids)):
+        found.setdefault(attempt.order_id, []).append(attempt)
+    for attempts in found.values():
+        attempts.sort(key=_number)
+    return found
+
+
 async def history(connection: Connection, order_id: str) -> list[HistoryRow] | None:
     """Return the events of an order by number; None where there is no such order."""
     if await version(connection, order_id) is None:
@@ -156,32 +173,56 @@ _pages: dict[tuple[bool, ...], Select[tuple[object, ...]]] = {}
 
 
 def _page_statement(query: PageQuery) -> Select[tuple[object, ...]]:
-    shape = tuple(
-        value is not None
-        for value in (query.customer_id, query.status, query.created_after, query.created_before, query.after)
-    )
+    shape = _shape(query)
     if shape not in _pages:
-        table = schema.orders.c
-        conditions: list[tuple[bool, ColumnElement[bool]]] = [
-            (shape[0], table.customer_id == bindparam("customer_id")),
-            # A customer has few orders, a status may have nearly all. Without statistics SQLite cannot know:
-            # inside a function the status leads to no index, so that the customer's is taken.
-            (shape[1], (func.lower(table.status) if shape[0] else table.status) == bindparam("status")),
-            (shape[2], table.created_at > bindparam("created_after")),
-            (shape[3] and not shape[4], table.created_at < bindparam("created_before")),
-            (
-                shape[4],
-                or_(
-                    table.created_at < bindparam("after_at"),
-                    and_(table.created_at == bindparam("after_at"), table.order_id < bindparam("after_id")),
-                ),
-            ),
-            # Alone, the line above does not bound the index search: this does, and it is `created_before`, too.
-            (shape[4], table.created_at <= bindparam("newest_at")),
-        ]
-        statement = select(schema.orders).where(*(condition for wanted, condition in conditions if wanted))
+        statement = select(schema.orders).where(*_conditions(shape))
         _pages[shape] = statement.order_by(*_BY_ID).limit(bindparam("limit")).offset(bindparam("offset"))
     return _pages[shape]
+
+
+def _shape(query: PageQuery) -> tuple[bool, ...]:
+    filters = (query.customer_id, query.status, query.created_after, query.created_before, query.after)
+    return tuple(value is not None for value in filters)
+
+
+def _conditions(shape: tuple[bool, ...]) -> list[ColumnElement[bool]]:
+    table = schema.orders.c
+    conditions: list[tuple[bool, ColumnElement[bool]]] = [
+        (shape[0], table.customer_id == bindparam("customer_id")),
+        # A customer has few orders, a status may have nearly all. Without statistics SQLite cannot know:
+        # inside a function the status leads to no index, so that the customer's is taken.
+        (shape[1], (func.lower(table.status) if shape[0] else table.status) == bindparam("status")),
+        (shape[2], table.created_at > bindparam("created_after")),
+        (shape[3] and not shape[4], table.created_at < bindparam("created_before")),
+        (
+            shape[4],
+            or_(
+                table.created_at < bindparam("after_at"),
+                and_(table.created_at == bindparam("after_at"), table.order_id < bindparam("after_id")),
+            ),
+        ),
+        # Alone, the line above does not bound the index search: this does, and it is `created_before`, too.
+        (shape[4], table.created_at <= bindparam("newest_at")),
+    ]
+    return [condition for wanted, condition in conditions if wanted]
+
+
+#: The statements that count, by the filters.
+_counts: dict[tuple[bool, ...], Executable] = {}
+
+
+async def count(connection: Connection, query: PageQuery, most: int = COUNTED_MAX) -> int | None:
+    """Return how many orders the filters of a page let through in all; None: more than `most`."""
+    shape = _shape(msgspec.structs.replace(query, after=None))
+    if shape not in _counts:
+        # In the order of the pages, so that the same index leads to them.
+        some = select(schema.orders.c.order_id).where(*_conditions(shape)).order_by(*_BY_ID)
+        _counts[shape] = select(func.count()).select_from(some.limit(bindparam("limit")).subquery())
+    values = msgspec.structs.asdict(query)
+    values["status"] = query.status.value if query.status else None
+    rows = await connection.fetch(_counts[shape], **values | {"limit": most + 1})
+    found = int(rows[0][0])
+    return found if found <= most else None
 
 
 async def counters(connection: Connection) -> dict[str, int]:

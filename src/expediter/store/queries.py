@@ -167,13 +167,27 @@ class Queries:
 
         async def work(connection: Connection) -> Page:
             orders = await lookups.page(connection, msgspec.structs.replace(query, limit=query.limit + 1))
-            total = None if query.filtered else _total(await lookups.counters(connection), query.status)
+            if query.filtered:
+                total = await lookups.count(connection, query)
+            else:
+                total = _total(await lookups.counters(connection), query.status)
             documents = await _documents(connection, orders[: query.limit])
             more = len(orders) > len(documents)
             last = orders[len(documents) - 1] if more else None
             return Page(documents, total, (last.created_at, last.order_id) if last else None)
 
         return await self._database.read(work)
+
+    async def count(self, query: PageQuery, most: int) -> int:
+        """Return how many orders the filters of a page let through in all; `most` where there are more."""
+        found = await self._database.read(partial(lookups.count, query=query, most=most))
+        return most if found is None else found
+
+    async def attempts(self, order_ids: list[str]) -> dict[str, list[Attempt]]:
+        """Return every call to the gateway about these orders, oldest first, by order id."""
+        if not order_ids:
+            return {}
+        return await self._database.read(partial(lookups.attempts_of_all, ids=order_ids))
 
     async def cached_page(self, query: PageQuery, word: Callable[[Page], bytes]) -> bytes:
         """Return the answer that `word(page)` makes of an unfiltered page, from the cache where it is there."""

@@ -8,7 +8,7 @@ import msgspec
 
 from expediter.errors import ExpediterError
 from expediter.orders.commands import Command
-from expediter.orders.order import Job, Line, Order, Status
+from expediter.orders.order import Job, JobKind, Line, Order, Status
 from expediter.orders.resilience import Breaker
 
 
@@ -93,13 +93,14 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClaimDue(msgspec.Struct, frozen=True, gc=False):
-    """Ask for up to `limit` due jobs; `key_prefix` goes into the keys of calls to the gateway."""
+    """Ask for up to `limit` due jobs of these `kinds`; `key_prefix` goes into the keys of calls to the gateway."""
 
     holder: str
     limit: int
     lease: int
     claims_max: int
     key_prefix: str = ""
+    kinds: frozenset[JobKind] = frozenset(JobKind)
 
 
 class ReportBreaker(msgspec.Struct, frozen=True, gc=False):

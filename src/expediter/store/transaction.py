@@ -6,7 +6,7 @@ turn, and writes everything that came of it with a handful of statements, whatev
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -276,7 +276,7 @@ class _Batch:
         changed: list[Order] = []
         first_due = (await self._connection.fetch(FIRST_DUE))[0]
         for kind, due_at in zip(KINDS, first_due, strict=True):
-            if due_at is None or due_at > self._now:
+            if due_at is None or due_at > self._now or kind not in asked.kinds:
                 continue
             limit = asked.limit - len(claimed)
             probe = False
@@ -287,7 +287,7 @@ class _Batch:
                 claimed += await self._claim_kind(asked, kind, limit, probe, changed)
         breaker = await self._breaker.read()
         # Whoever got as many as it asked for asks again at once, and need not know when the next is due.
-        next_due = self._now if len(changed) >= asked.limit else await self._next_due(breaker)
+        next_due = self._now if len(changed) >= asked.limit else await self._next_due(breaker, asked.kinds)
         return Claims(tuple(claimed), tuple(changed), breaker, next_due, self._now)
 
     async def _claim_kind(
@@ -330,9 +330,9 @@ class _Batch:
             await self._connection.add(schema.counters, [(DEAD_JOBS, self._slot, len(broken))])
         return readable
 
-    async def _next_due(self, breaker: Breaker) -> int | None:
-        rows = await self._connection.fetch(NEXT_DUE, now=self._now)
-        due = [due_at for due_at in rows[0] if due_at is not None]
+    async def _next_due(self, breaker: Breaker, kinds: Set[JobKind]) -> int | None:
+        (row,) = await self._connection.fetch(NEXT_DUE, now=self._now)
+        due = [due_at for kind, due_at in zip(KINDS, row, strict=True) if due_at is not None and kind in kinds]
         if breaker.open_until is not None:
             due.append(max(breaker.open_until, breaker.probe_until or 0))
         return min(due, default=None)

@@ -9,11 +9,15 @@ from collections import defaultdict
 
 import msgspec
 import uuid_utils
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from expediter.errors import BadRequest, CommitUncertain, ExpediterError, Unavailable
+from expediter.settings import Compat
 from expediter.web.api import admin, batch, ops, orders, pages, progress
+from expediter.web.compat.tables import DIALECTS
+from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
 from expediter.web.http import (
     ANSWER_SECONDS_MAX,
@@ -44,13 +48,31 @@ OPERATIONS: tuple[Operation, ...] = (
 #: Seconds between two looks for requests that take too long.
 WATCH_SECONDS = 0.25
 
+#: Seconds for which a browser may remember that an origin is let in.
+PREFLIGHT_SECONDS = 600
+#: What a page on another origin may read of an answer, besides its body.
+_EXPOSED = ("ETag", "Location", "Retry-After", "Idempotency-Replayed", "X-Request-ID", "WWW-Authenticate")
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def create_app(context: Context) -> ASGIApp:
     """Return the ASGI application over an open service."""
-    return _Application(context)
+    app: ASGIApp = _Application(context)
+    if context.settings.compat is not Compat.NONE:
+        app = Translation(app, DIALECTS[context.settings.compat], context.queries)
+    origins = context.settings.origins
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PATCH", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=_EXPOSED,
+        max_age=PREFLIGHT_SECONDS,
+    )
 
 
 class _Application:

@@ -62,6 +62,11 @@ def refuse_unfit(body: bytes, faults_max: int) -> None:
             raise InvalidInput(chain([some], faults), faults_max=faults_max)
 
 
+def without_numbers(body: bytes) -> Any:
+    """Return a body that was decoded before as plain Python objects, None for each number."""
+    return _read(body.decode())
+
+
 class _Plain(NamedTuple):
     """A body as plain Python objects, without its numbers."""
 
@@ -110,8 +115,8 @@ def _read(text: str) -> Any:
     # Numbers are judged by the typed decoder; here they would only cost time, or be too large to write out.
     return json.loads(
         text,
-        object_pairs_hook=_each_once,
-        parse_constant=_refuse_constant,
+        object_pairs_hook=each_once,
+        parse_constant=refuse_constant,
         parse_float=_no_number,
         parse_int=_no_number,
     )
@@ -121,11 +126,13 @@ def _read(text: str) -> Any:
 _no_number = dict[str, None]().get
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python would read."""
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's members. Raises BadRequest for a name that is given twice."""
     found = dict(members)
     if len(found) < len(members):
         seen: set[str] = set()

@@ -31,8 +31,12 @@ ANSWER_SECONDS_MAX = 9.5
 #: Seconds in which a body must arrive.
 BODY_SECONDS_MAX = 10.0
 
+#: The key in a request's scope that says that a change of status goes all the way.
+THROUGH = "expediter.through"
+
 JSON: Header = (b"content-type", b"application/json")
 
+_PASSED_OVER = ("_", "utm_")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
 
@@ -97,13 +101,18 @@ class Call:
         return None if value is None else value.decode("latin-1")
 
     def query(self, *allowed: str) -> dict[str, str]:
-        """Return the query parameters. Raises InvalidInput for one that is not `allowed`, or comes twice."""
+        """Return the query parameters. Raises InvalidInput for one that is not `allowed`, or comes twice.
+
+        Those that only browsers and advertisers read (`_=1712`, `utm_source`) are passed over.
+        """
         raw: bytes = self.scope["query_string"]
         if not raw:
             return {}
         found: dict[str, str] = {}
         faults = []
         for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
+            if name.startswith(_PASSED_OVER):
+                continue
             if name not in allowed:
                 faults.append(Fault(name, f"is not a parameter here; there are: {', '.join(allowed) or 'none'}"))
             elif name in found:

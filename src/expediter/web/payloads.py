@@ -11,9 +11,17 @@ from msgspec import Meta
 
 from expediter.errors import FAULTS_MAX, Fault, InvalidInput
 from expediter.orders.commands import PlaceOrder
-from expediter.orders.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS, MoneyError, format_minor, parse_minor
+from expediter.orders.money import (
+    AMOUNT_MINOR_MAX,
+    CURRENCY_DIGITS,
+    MoneyError,
+    TooFine,
+    format_minor,
+    nearest_minor,
+    parse_minor,
+)
 from expediter.orders.order import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
-from expediter.web.faults import DECIMAL, refusal, refuse_unfit
+from expediter.web.faults import DECIMAL, refusal, refuse_unfit, without_numbers
 
 #: Limits of `metadata`: entries, and characters of a key and of a text.
 METADATA_ENTRIES_MAX = 50
@@ -60,16 +68,18 @@ class StatusBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PopulateBody(msgspec.Struct, forbid_unknown_fields=True):
-    """How many orders to make up, and what to call them."""
+    """How many orders to make up, and what to call them: their ids are `sim_{batch_id}_1`, `_2` and so on."""
 
     total_entries: Annotated[int, Meta(ge=1, le=10_000)]
-    batch_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    #: With the longest number it makes an order's id.
+    batch_id: Annotated[str, Meta(min_length=1, max_length=54, pattern="^[A-Za-z0-9._-]+$")] | None = None
 
 
 class AdminBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an admin call: the password may also come in a header."""
+    """The body of an admin call: the password, by either name, may also come in a header."""
 
     admin_password: str | None = None
+    password: str | None = None
     count: Annotated[int, Meta(ge=1, le=100_000)] = 100
 
 
@@ -134,9 +144,27 @@ def _members(body: OrderBody) -> int:
     return members
 
 
-def place_order(body: OrderBody, *, fresh_id: str, currency: str, stages: Stages) -> PlaceOrder:
-    """Return the command for a decoded body. Raises InvalidInput with every fault."""
-    faults: list[Fault] = []
+class _Faults(list[Fault]):
+    """What is wrong with an order, found while it is read; `body` is how it came."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._body = body
+        self._plain: Any = None
+
+    def is_number(self, pointer: str) -> bool:
+        """Return whether an amount came as a JSON number, and not as a text."""
+        if self._plain is None:
+            self._plain = without_numbers(self._body)
+        value = self._plain
+        for part in pointer[1:].split("/"):
+            value = value[int(part) if isinstance(value, list) else part]
+        return not isinstance(value, str)
+
+
+def place_order(body: OrderBody, raw: bytes, *, fresh_id: str, currency: str, stages: Stages) -> PlaceOrder:
+    """Return the command for a body, decoded and as it came. Raises InvalidInput with every fault."""
+    faults = _Faults(raw)
     order_id = fresh_id
     if body.order_id is not None:
         order_id = str(body.order_id)
@@ -174,7 +202,7 @@ def place_order(body: OrderBody, *, fresh_id: str, currency: str, stages: Stages
     )
 
 
-def _lines(body: OrderBody, currency: str, faults: list[Fault]) -> tuple[Line, ...]:
+def _lines(body: OrderBody, currency: str, faults: _Faults) -> tuple[Line, ...]:
     if body.items is not None:
         if body.item_ids is not None:
             faults.append(Fault("/item_ids", "give items or item_ids, not both"))
@@ -185,7 +213,7 @@ def _lines(body: OrderBody, currency: str, faults: list[Fault]) -> tuple[Line, .
     return ()
 
 
-def _line(index: int, item: ItemBody, currency: str, faults: list[Fault]) -> Line:
+def _line(index: int, item: ItemBody, currency: str, faults: _Faults) -> Line:
     name, price = item.name, item.price
     if item.item_name is not None:
         if name is not None and name != item.item_name:
@@ -210,15 +238,21 @@ def _equal(one: Decimal, other: Decimal) -> bool:
     return one.is_finite() and other.is_finite() and one == other
 
 
-def _money(amount: Decimal, currency: str, field: str, faults: list[Fault]) -> int:
+def _money(amount: Decimal, currency: str, field: str, faults: _Faults) -> int:
     try:
-        return parse_minor(amount, currency)
+        try:
+            return parse_minor(amount, currency)
+        except TooFine:
+            if not faults.is_number(field):
+                raise
+            # A client's sum of floats. What is a text was written by somebody who knows better.
+            return nearest_minor(amount, currency)
     except MoneyError as error:
         faults.append(Fault(field, str(error)))
         return 0
 
 
-def _total(body: OrderBody, lines: tuple[Line, ...], currency: str, priced: bool, faults: list[Fault]) -> int:
+def _total(body: OrderBody, lines: tuple[Line, ...], currency: str, priced: bool, faults: _Faults) -> int:
     declared = None
     if body.total_amount is not None:
         declared = _money(body.total_amount, currency, "/total_amount", faults)

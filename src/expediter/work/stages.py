@@ -29,7 +29,7 @@ from expediter.orders.commands import (
     WorkerCommand,
 )
 from expediter.orders.order import MICROSECONDS, JobKind, Line, Order, PaymentOutcome, PaymentStatus, gateway_key
-from expediter.orders.resilience import backoff
+from expediter.orders.resilience import BACKOFF_BASE, backoff
 from expediter.payments import PaymentGateway
 from expediter.store.submissions import Claimed
 
@@ -41,6 +41,7 @@ class Tools(msgspec.Struct, frozen=True):
     """What the stages work with.
 
     `random` returns a number in [0, 1), `lines` reads an order's lines, `key_prefix` goes into the gateway's keys.
+    `payment_retry_delay` is the longest pause after the first failed charge (microseconds).
     """
 
     gateway: PaymentGateway
@@ -50,6 +51,12 @@ class Tools(msgspec.Struct, frozen=True):
     random: Callable[[], float]
     lines: Callable[[str], Awaitable[Sequence[Line]]]
     key_prefix: str = ""
+    payment_retry_delay: int = BACKOFF_BASE
+
+    @property
+    def kinds(self) -> frozenset[JobKind]:
+        """The kinds of jobs that workers do."""
+        return frozenset(JobKind) - {JobKind.FULFIL} if self.fulfiller.by_hand else frozenset(JobKind)
 
     @property
     def call_seconds_max(self) -> float:
@@ -86,10 +93,10 @@ async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
         outcome=outcome,
         reference=reference,
         error=error,
-        retry_in=backoff(job.failures + 1, tools.random()),
+        retry_in=backoff(job.failures + 1, tools.random(), tools.payment_retry_delay),
         counts=not claimed.probe,
         failures_max=tools.payment_attempts_max,
-        lease=tools.lease,
+        lease=0 if tools.fulfiller.by_hand else tools.lease,
     )
 
 

@@ -139,7 +139,8 @@ class Worker:
             pass
 
     async def _claim(self, limit: int) -> Claims | None:
-        asked = ClaimDue(self._holder, limit, self._tools.lease, CLAIMS_MAX, self._tools.key_prefix)
+        tools = self._tools
+        asked = ClaimDue(self._holder, limit, tools.lease, CLAIMS_MAX, tools.key_prefix, tools.kinds)
         try:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from expediter.errors import ExpediterError, IdempotencyMismatch
+from expediter.errors import Conflict, DuplicateOrder, ExpediterError, IdempotencyMismatch
 from expediter.orders.laws import Breach
 from expediter.orders.order import Line, Order
 from expediter.orders.samples import sample_orders
@@ -70,7 +70,7 @@ class Verification(msgspec.Struct, frozen=True):
 
 
 async def populate(call: Call, context: Context) -> Reply:
-    """Make up orders and store them; they are worked off like any others."""
+    """Make up orders and store them; they are worked off like any others. 409 for a batch that was made before."""
     call.query()
     call.may_take(math.inf)
     require_json(call)
@@ -78,8 +78,8 @@ async def populate(call: Call, context: Context) -> Reply:
     key = call.idempotency_key(wanted, context.keep)
     # With a key the made-up name is made from the key: the repeated answer must be the same.
     made_up = uuid.uuid5(uuid.NAMESPACE_OID, key.key) if key else uuid.uuid4()
-    batch_id = wanted.batch_id or str(made_up)
-    errors, replayed = await _fill(context, wanted.total_entries, {"batch_id": batch_id}, key)
+    batch_id = wanted.batch_id or made_up.hex[:8]
+    errors, replayed = await _fill(context, wanted.total_entries, batch_id, key)
     done = Populated(
         batch_id=batch_id,
         errors=errors[:100],
@@ -97,23 +97,28 @@ def _made(reply: Reply, replayed: bool) -> Reply:
 
 
 async def _fill(
-    context: Context, count: int, metadata: dict[str, str], key: IdempotencyKey | None
+    context: Context, count: int, batch_id: str | None, key: IdempotencyKey | None
 ) -> tuple[list[str], bool]:
-    """Store `count` made-up orders; return a sentence for each that was not, and whether all were there before."""
+    """Store `count` made-up orders; return a sentence for each that was not, and whether all were there before.
+
+    With a `batch_id` their ids come from it. Raises Conflict where it has orders already.
+    """
     random = Random()
+    numbers = iter(range(1, count + 1))
     errors: list[str] = []
     replayed = True
     start = 0
     while start < count:
-        # With a key the first goes alone: if it is refused as another request's, nothing has been made.
-        size = 1 if key and not start else min(SAMPLES_PER_BATCH, count - start)
+        # The first goes alone: if it is there before, or its key is another request's, nothing has been made.
+        size = min(SAMPLES_PER_BATCH, count - start) if start else 1
         orders = sample_orders(
             size,
             random,
-            new_order_id,
+            (lambda: f"sim_{batch_id}_{next(numbers)}") if batch_id else new_order_id,
+            fresh=not batch_id,
             currency=context.settings.default_currency,
             stages=context.settings.stages,
-            metadata=msgspec.json.encode(metadata).decode(),
+            metadata=msgspec.json.encode({"batch_id": batch_id}).decode() if batch_id else "{}",
         )
         requests = [
             Request(order, row_key(key, number, key.fingerprint.encode()), _word) if key else Request(order)
@@ -125,6 +130,8 @@ async def _fill(
             outcomes = [error] * size
         if key and isinstance(outcomes[0], IdempotencyMismatch):
             raise outcomes[0]
+        if batch_id and not start and isinstance(outcomes[0], DuplicateOrder):
+            raise Conflict(f"Batch {batch_id} has been made before: choose another batch_id")
         errors += [str(outcome) for outcome in outcomes if isinstance(outcome, ExpediterError)]
         start += size
         replayed = replayed and all(isinstance(outcome, Replayed) for outcome in outcomes)
@@ -153,7 +160,7 @@ async def admin_reset(call: Call, context: Context) -> Reply:
 async def admin_seed(call: Call, context: Context) -> Reply:
     """Make up `count` orders (100 by default) and store them."""
     body, key = await _admin_body(call, context)
-    errors, replayed = await _fill(context, body.count, {}, key)
+    errors, replayed = await _fill(context, body.count, None, key)
     if errors:
         raise RequestRefused(503, "Unavailable", errors[0], {"Retry-After": "1"})
     return _made(json_reply(201, Seeded(f"Created {body.count} orders", body.count)), replayed)
@@ -180,7 +187,7 @@ async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, Idempote
         require_json(call)
     body = decode(text, AdminBody) if text.strip() else AdminBody()
     password = secret.get_secret_value().encode()
-    given = (_basic_password(call) or body.admin_password or "").encode()
+    given = (_basic_password(call) or body.admin_password or body.password or "").encode()
     if header := call.header(b"x-admin-password"):
         # Clients send a header as they like: most in UTF-8, some, as HTTP had it once, in Latin-1.
         given = header.encode("latin-1")
@@ -228,6 +235,7 @@ OPERATIONS = (
         handler=populate,
         summary="Make up orders",
         answers={201: Populated},
+        problems=(409,),
         body=PopulateBody,
         parameters=(IDEMPOTENCY_KEY,),
     ),

@@ -189,6 +189,7 @@ class _Intake:
     def _read(self, row: bytes, number: int) -> Request:
         command = place_order(
             decode(row, OrderBody, faults_max=self._faults_max or 1),
+            row,
             fresh_id=new_order_id(),
             currency=self._context.settings.default_currency,
             stages=self._context.settings.stages,

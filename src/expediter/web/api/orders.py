@@ -20,6 +20,7 @@ from expediter.web.context import Context
 from expediter.web.http import (
     ANSWER_SECONDS_MAX,
     JSON,
+    THROUGH,
     Call,
     Header,
     Reply,
@@ -56,8 +57,8 @@ class History(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def new_order_id() -> str:
-    """Return a fresh, time-ordered id: `ORD-` and a UUIDv7 (RFC 9562)."""
-    return f"ORD-{uuid_utils.uuid7()}"
+    """Return a fresh, time-ordered id: `ORD-` and the 32 hex digits of a UUIDv7 (RFC 9562)."""
+    return f"ORD-{uuid_utils.uuid7().hex}"
 
 
 def path_order_id(call: Call) -> str:
@@ -112,6 +113,7 @@ async def create_order(call: Call, context: Context) -> Reply:
     body = await call.body()
     command = place_order(
         decode(body, OrderBody),
+        body,
         fresh_id=new_order_id(),
         currency=context.settings.default_currency,
         stages=context.settings.stages,
@@ -134,7 +136,7 @@ def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
 def _placed(document: bytes, order_id: str, version: int, short: bool, status: int) -> Reply:
     prefix = b"/orders/" if short else b"/api/v1/orders/"
     headers = [JSON, (b"location", prefix + order_id.encode()), (b"etag", b'"%d"' % version)]
-    body = document[:-1] + b',"message":"Order created successfully"}' if short else document
+    body = document[:-1] + b',"message":"Order created"}' if short else document
     return Reply(status, body, headers)
 
 
@@ -197,7 +199,8 @@ async def change_status(call: Call, context: Context) -> Reply:
     call.query()
     require_json(call)
     status = decode(await call.body(), StatusBody).status
-    command = ChangeStatus(order_id=order_id, status=status, if_version=call.if_version())
+    through = bool(call.scope.get(THROUGH))
+    command = ChangeStatus(order_id=order_id, status=status, through=through, if_version=call.if_version())
     return await _change(call, context, command, 200)
 
 

@@ -24,9 +24,25 @@ PAGE_SIZE_MAX = 200
 #: How far a page may be counted from the newest order; further on, a cursor costs nothing.
 OFFSET_MAX = 1_000_000
 
+#: The parameters of a list: filters, and the three ways to turn pages.
+LIST_PARAMETERS = (
+    "customer_id",
+    "status",
+    "created_after",
+    "created_before",
+    "cursor",
+    "limit",
+    "offset",
+    "page",
+    "page_size",
+)
+
 
 class OrderList(msgspec.Struct, frozen=True):
-    """A page of orders, newest first; `total` is null where no counter knows it."""
+    """A page of orders, newest first; `has_more`: others follow it.
+
+    `total` is exact for all orders and for one status; by other filters it is counted up to 1,000, null beyond.
+    """
 
     orders: list[OrderDocument]
     total: int | None
@@ -35,22 +51,13 @@ class OrderList(msgspec.Struct, frozen=True):
     page: int | None
     page_size: int
     next_cursor: str | None
+    has_more: bool
 
 
 async def list_orders(call: Call, context: Context) -> Reply:
     """Return a page of orders, newest first: by `cursor`, `limit` and `offset`, or `page` and `page_size`."""
-    given = call.query(
-        "customer_id",
-        "status",
-        "created_after",
-        "created_before",
-        "cursor",
-        "limit",
-        "offset",
-        "page",
-        "page_size",
-    )
-    wanted, cursor = _page_query(given)
+    given = call.query(*LIST_PARAMETERS)
+    wanted, cursor = page_query(given)
     by_number = "page" in given or "offset" in given
     word = partial(_word_page, wanted=wanted, cursor=cursor, by_number=by_number)
     if cursor or wanted.filtered or wanted.status:
@@ -73,11 +80,13 @@ def _word_page(page: Page, *, wanted: PageQuery, cursor: bool, by_number: bool) 
             "page": wanted.offset // wanted.limit + 1 if whole else None,
             "page_size": wanted.limit,
             "next_cursor": _cursor(page.after) if page.after else None,
+            "has_more": page.after is not None,
         }
     )
 
 
-def _page_query(given: dict[str, str]) -> tuple[PageQuery, bool]:
+def page_query(given: dict[str, str]) -> tuple[PageQuery, bool]:
+    """Return what the parameters of a list ask for, and whether by cursor. Raises InvalidInput."""
     faults: list[Fault] = []
     styles = [
         style

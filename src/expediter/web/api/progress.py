@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from expediter.errors import Fault, InvalidInput
 from expediter.orders.documents import seconds, timestamp
-from expediter.orders.order import MICROSECONDS, Attempt, Job, Order, PaymentStatus, Status
+from expediter.orders.order import MICROSECONDS, Attempt, Job, JobKind, Order, PaymentStatus, Status
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store.rows import COMPLETED, COMPLETED_TOTAL, COMPLETED_WORK, count_of
 from expediter.web.api.orders import path_order_id
@@ -82,15 +82,21 @@ class Metrics(msgspec.Struct, frozen=True):
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """The jobs by state, the age of the one that is due longest, and the orders that wait or are worked on."""
+    """The jobs by state, the age of the one that is due longest, and the orders that wait or are worked on.
+
+    `queue_length` is ready, scheduled and leased; `total_processed` counts the orders at the end of their road.
+    """
 
     ready: Count
     scheduled: Count
     leased: Count
     dead: Count
     oldest_age_seconds: float | None
+    queue_length: Count
+    pending_orders: Count
     pending_count: Count
     processing_count: Count
+    total_processed: Count
     pending: list[str]
     processing: list[str]
 
@@ -108,7 +114,7 @@ async def explain_order(call: Call, context: Context) -> Reply:
             status=order.status,
             payment_status=order.payment_status,
             at_rest=order.at_rest and job is None,
-            why=_why(order, job, breaker, now),
+            why=_why(order, job, breaker, now, by_hand=context.settings.fulfilment == "manual"),
             next_action=_next_action(job, now) if job else None,
             last_error=order.last_error,
             attempts=[_attempt(attempt) for attempt in attempts],
@@ -116,13 +122,15 @@ async def explain_order(call: Call, context: Context) -> Reply:
     )
 
 
-def _why(order: Order, job: Job | None, breaker: Breaker, now: int) -> str:
+def _why(order: Order, job: Job | None, breaker: Breaker, now: int, *, by_hand: bool) -> str:
     if job is None:
         return f"It is {order.status}; nothing more will happen to it unasked."
     if job.dead_at is not None:
         return "It is parked: see last_error, mend the cause, then POST to its /retry."
     if job.holder is not None and job.due_at > now:
         return f"A worker is at it ({job.kind}) and has until {timestamp(job.due_at)} to report."
+    if by_hand and job.kind is JobKind.FULFIL:
+        return "It waits for whoever carries it out: PATCH its /status when that is done (FULFILMENT=manual)."
     if job.kind in GATEWAY_KINDS and breaker.open_until is not None:
         return (
             f"The payment gateway failed {breaker.failures} times in a row, so the circuit breaker is open; "
@@ -208,7 +216,8 @@ def _average(total: int, count: int) -> float:
 async def queue_status(call: Call, context: Context) -> Reply:
     """Return the state of the queue, and up to 1,000 ids of the orders that wait and that are worked on."""
     call.query()
-    under_way = _under_way(context.settings.stages.end)
+    end = context.settings.stages.end
+    under_way = _under_way(end)
     queue = await context.queries.queue([Status.PENDING, *under_way], IDS_MAX)
     state, counters, ids = queue.backlog, queue.counters, queue.ids
     return json_reply(
@@ -219,8 +228,11 @@ async def queue_status(call: Call, context: Context) -> Reply:
             leased=state.leased,
             dead=state.dead,
             oldest_age_seconds=seconds(state.oldest_due_at, state.now),
+            queue_length=state.ready + state.scheduled + state.leased,
+            pending_orders=count_of(counters, Status.PENDING),
             pending_count=count_of(counters, Status.PENDING),
             processing_count=count_of(counters, *under_way),
+            total_processed=count_of(counters, end),
             pending=ids[Status.PENDING],
             processing=[order_id for status in under_way for order_id in ids[status]][:IDS_MAX],
         ),
