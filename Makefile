@@ -76,6 +76,7 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 .PHONY: docs
 docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the code
 	$(BIN)/python docs/lifecycle.py
+	$(BIN)/python docs/promises.py
 
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service

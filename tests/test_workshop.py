@@ -142,6 +142,17 @@ def test_the_lifecycle_is_drawn_from_its_table() -> None:
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
 
 
+def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
+    """The tables in docs/coming-from.md are those of tests/promises.py; `make docs` writes them."""
+    spec = importlib.util.spec_from_file_location("promises_document", ROOT / "docs" / "promises.py")
+    assert spec is not None and spec.loader is not None
+    document = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(document)
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    assert document.written(text) == text, "run make docs"
+    assert text.count("| `") > 56
+
+
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:
     """The built wheel holds every file of the package: code, migrations and what the browser loads."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
