@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from expediter.errors import ConfigurationError
-from expediter.settings import REDIS_PREFIX_CHARACTERS_MAX, load_settings, unknown_names
+from expediter.settings import Settings, effective, in_users_words, load_settings, unknown_names
+from expediter.settings.fields import REDIS_PREFIX_CHARACTERS_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_a_service_link_alone_makes_no_broker(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_no_port_is_refused(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address of another kind is a mistake, and so is any for PORT, which no service can set."""
     monkeypatch.setenv(name, given)
-    with pytest.raises(ConfigurationError, match=f"^{name}: "):
+    with pytest.raises(ConfigurationError, match=f"^{name}=.* cannot be used: "):
         load_settings()
 
 
@@ -69,7 +70,8 @@ def test_a_prefix_with_a_meaning_of_its_own_is_refused(prefix: str, monkeypatch:
     """What a pattern or a script reads something into is refused, and a long one; it is said what to write."""
     monkeypatch.setenv("REDIS_PREFIX", prefix)
     with pytest.raises(
-        ConfigurationError, match=r"^REDIS_PREFIX: .*write up to 64 letters, digits .* such as shop:"
+        ConfigurationError,
+        match=r"(?s)^REDIS_PREFIX=.* cannot be used: write up to 64 letters, digits .* such as shop:",
     ):
         load_settings()
 
@@ -80,7 +82,9 @@ def test_a_prefix_with_a_meaning_of_its_own_is_refused(prefix: str, monkeypatch:
 def test_a_prefix_that_is_also_a_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys under it could have the names of another installation's keys, whose names end in whatever there is."""
     monkeypatch.setenv("REDIS_PREFIX", f"shop:{name}")
-    with pytest.raises(ConfigurationError, match=f"^REDIS_PREFIX: .*write one without {name} in it"):
+    with pytest.raises(
+        ConfigurationError, match=f"^REDIS_PREFIX=.* cannot be used: write one without {name} in it"
+    ):
         load_settings()
 
 
@@ -129,6 +133,111 @@ def test_origins_are_a_list(given: str, origins: list[str], monkeypatch: pytest.
     """Blanks around them do not count."""
     monkeypatch.setenv("CORS_ORIGINS", given)
     assert load_settings().origins == origins
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("LOG_LEVEL", "loud", "LOG_LEVEL=loud cannot be used: write one of DEBUG, INFO, WARNING, ERROR"),
+        ("STAGES", "shipping", "STAGES=shipping cannot be used: write payment,fulfilment, payment or fulfilment"),
+        ("PORT", "http", "PORT=http cannot be used: write a whole number from 0 to 65535"),
+        ("WORKER_COUNT", "0", "WORKER_COUNT=0 cannot be used: write a whole number from 1 to 256"),
+        ("LEASE_SECONDS", "0.1", "LEASE_SECONDS=0.1 cannot be used: write a number from 1 to 3600"),
+        ("ORDERS_CACHE_TTL", "0", "ORDERS_CACHE_TTL=0 cannot be used: write a number above 0"),
+        ("CACHE_DISABLED", "maybe", "CACHE_DISABLED=maybe cannot be used: write true or false"),
+        ("DEFAULT_CURRENCY", "euro", "DEFAULT_CURRENCY=euro cannot be used: write an ISO 4217 code such as USD"),
+        (
+            "COMPAT",
+            "flask",
+            "COMPAT=flask cannot be used: write one of cached, queued, processor, delivery, streams",
+        ),
+        (
+            "DATABASE_URL",
+            "a.db",
+            "DATABASE_URL cannot be used: write sqlite:///a.db for the SQLite file of that name",
+        ),
+        ("REDIS_URL", "h:1", "REDIS_URL cannot be used: write redis://host:6379, or rediss://host:6379 with TLS"),
+        ("PAYMENT_MOCK_LATENCY_MIN", "999", "PAYMENT_MOCK_LATENCY_MIN is above PAYMENT_MOCK_LATENCY_MAX"),
+    ],
+)
+def test_what_cannot_be_used_says_what_to_write(
+    name: str, given: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting, its value unless that may hold a password, and what it may be; no word of the library's."""
+    monkeypatch.setenv(name, given)
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert str(refused.value) == said
+
+
+def test_every_setting_says_what_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is refused anywhere is refused in plain words."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(name.upper(), "\x01~")
+        said = name.upper()
+        try:
+            load_settings()
+        except ConfigurationError as error:
+            said = str(error)
+        assert said.startswith(name.upper())
+        assert not [word for word in ("Value error", "Input should", "pattern", "_error") if word in said], said
+        monkeypatch.delenv(name.upper())
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("STAGES", "Payment, Fulfillment", "payment,fulfilment"),
+        ("STAGES", "fulfillment", "fulfilment"),
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("DEFAULT_CURRENCY", "eur", "EUR"),
+        ("INTAKE", "Direct", "direct"),
+    ],
+)
+def test_words_are_taken_as_people_write_them(
+    name: str, given: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any case, with blanks, and as Americans spell them."""
+    monkeypatch.setenv(name, given)
+    assert str(getattr(load_settings(), name.lower())) == read
+
+
+def test_every_setting_is_shown_as_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its value and where it comes from; of secrets, and of passwords in addresses, stars."""
+    (tmp_path / "shop.env").write_text("DATABASE_URL=postgresql://u:hush@h/d\nADMIN_PASSWORD=hush\nPORT=1\n")
+    (tmp_path / "password").write_text("hush")
+    monkeypatch.setenv("EXPEDITER_ENV_FILE", "shop.env")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("COMPAT", "streams")
+    monkeypatch.setenv("RABBITMQ_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "7")
+    shown = {each.name: (each.value, each.source) for each in effective(load_settings())}
+    assert shown.keys() == {name.upper() for name in Settings.model_fields}
+    assert shown["DATABASE_URL"] == ("postgresql://u:********@h/d", "shop.env")
+    assert shown["ADMIN_PASSWORD"] == ("********", "shop.env")
+    assert shown["RABBITMQ_PASSWORD"] == ("********", "RABBITMQ_PASSWORD_FILE")
+    assert shown["PORT"] == ("2", "environment")
+    assert shown["STAGES"] == ("fulfilment", "COMPAT=streams")
+    assert shown["CIRCUIT_BREAKER_RECOVERY_SECONDS"] == ("7", "CIRCUIT_BREAKER_RECOVERY_TIMEOUT")
+    assert shown["LEASE_SECONDS"] == ("30", "default")
+    assert "hush" not in str(shown)
+
+
+def test_a_named_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only .env may be missing."""
+    monkeypatch.setenv("EXPEDITER_ENV_FILE", "none.env")
+    with pytest.raises(ConfigurationError, match=r"none\.env cannot be read: there is no such file"):
+        load_settings()
+
+
+def test_a_message_names_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever set DB_PATH is not sent to look for DATABASE_URL."""
+    said = "create it, or change DATABASE_URL"
+    monkeypatch.setenv("DB_PATH", "a.db")
+    assert in_users_words(said, load_settings()) == "create it, or change DB_PATH"
+    monkeypatch.delenv("DB_PATH")
+    assert in_users_words(said, load_settings()) == said
 
 
 def test_a_misspelt_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ ExpediterError
 ├── ConstraintViolated     the database refused a row
 ├── RequestFailed          a bug kept one request of several from being carried out
 ├── RequestRefused         a refusal that only HTTP knows, with its status (web/problems.py)
+├── AddressTaken           the address to listen on cannot be had now
 ├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (run/background.py)
 └── ConfigurationError     a setting is wrong; the message says which and what to do
 
@@ -86,6 +87,10 @@ class OrderNotFound(ExpediterError):
         """Remember which id was asked for."""
         self.order_id = order_id
         super().__init__("Order not found")
+
+
+class AddressTaken(ExpediterError):
+    """The address to listen on cannot be had now."""
 
 
 class Conflict(ExpediterError):

@@ -35,10 +35,10 @@ def run(folder: Path, *arguments: str, answer: str = "", **settings: str) -> sub
     )
 
 
-def assert_refused(ended: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Assert a usage error: exit 2, nothing on stdout, a message with `words`, no traceback."""
+def assert_refused(ended: subprocess.CompletedProcess[str], *words: str, status: int = 2) -> None:
+    """Assert a refusal (2: of what was asked for): nothing on stdout, a message with `words`, no traceback."""
     said = " ".join(ended.stderr.split())
-    assert ended.returncode == 2, said
+    assert ended.returncode == status, said
     assert ended.stdout == ""
     assert "Traceback" not in said
     for word in words:
@@ -177,7 +177,7 @@ def test_doctor_says_that_all_is_well(folder: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "power-safe" in ended.stdout
     assert "4 ready" in ended.stdout
-    assert "FAIL" not in ended.stdout
+    assert "failed" not in ended.stdout
     assert "open sesame" not in ended.stdout + ended.stderr
     assert rows(folder, "SELECT count(*) FROM jobs") == [(4,)]
 
@@ -276,13 +276,13 @@ def test_a_port_in_use_is_said(folder: Path) -> None:
     """A port that something else listens on is refused with its number and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert_refused(run(folder, "serve", PORT=port), port, "in use", "PORT")
+        assert_refused(run(folder, "serve", PORT=port), port, "in use", "PORT", status=1)
 
 
 def test_a_second_service_on_one_port_is_refused(folder: Path) -> None:
     """A second `serve` on the same port does not start, and the first one goes on."""
     with Serving(folder) as service:
-        assert_refused(run(folder, "serve", PORT=service.url.rpartition(":")[2]), "in use")
+        assert_refused(run(folder, "serve", PORT=service.url.rpartition(":")[2]), "in use", status=1)
         assert service.client.get("/healthz").status_code == 200
 
 
@@ -349,3 +349,25 @@ def test_logs_can_be_json(folder: Path) -> None:
     opening = next(index for index, line in enumerate(service.log) if "/docs" in line)
     for line in service.log[opening + 1 :]:
         assert "event" in json.loads(line)
+
+
+def test_settings_are_shown_and_read_from_a_named_file(folder: Path) -> None:
+    """`config` shows what counts and where it comes from; `--env-file` holds for the whole program."""
+    (folder / "shop.env").write_text("PORT=8123\nADMIN_PASSWORD=hush\n")
+    shown = run(folder, "--env-file", "shop.env", "config", LOG_LEVEL="debug")
+    assert shown.returncode == 0
+    lines = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines()}
+    assert lines["ADMIN_PASSWORD"] == ["********", f"({folder}/shop.env)"]
+    assert lines["LOG_LEVEL"] == ["DEBUG", "(environment)"]
+    assert lines["LEASE_SECONDS"] == ["4", "(environment)"]
+    as_json = json.loads(run(folder, "--env-file", "shop.env", "config", "--json").stdout)
+    assert {"name": "STAGES", "value": "payment,fulfilment", "source": "default"} in as_json
+    assert_refused(run(folder, "--env-file", "none.env", "config"), "none.env cannot be read")
+
+
+def test_a_misspelt_setting_is_named_by_doctor(folder: Path) -> None:
+    """A line of `.env` that nothing reads is a warning, with what may be meant."""
+    (folder / ".env").write_text("WORKER_CONUT=2\n")
+    said = run(folder, "doctor")
+    assert said.returncode == 0
+    assert "warning  settings     WORKER_CONUT in .env is no setting: is WORKER_COUNT meant?" in said.stdout

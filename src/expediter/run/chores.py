@@ -8,12 +8,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from expediter.backends.databases import open_database
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
 from expediter.run.service import open_parts, open_service
-from expediter.settings import Settings, unknown_names
+from expediter.settings import Settings, in_users_words, unknown_names
 from expediter.store.migrations import upgrade
 from expediter.store.submissions import Request
 from expediter.upkeep import doctor
@@ -98,8 +100,9 @@ def upgrade_database(settings: Settings) -> bool:
 
 async def examine(settings: Settings, findings: list[Finding]) -> None:
     """Look at the settings and at everything they name, without changing an order; add what was found."""
+    read = f"read; stages {settings.stages.value}, intake {settings.intake.value}"
     findings.append(
-        Finding("settings", "ok", f"read; stages {settings.stages.value}, intake {settings.intake.value}")
+        Finding("settings", "ok", read if not settings.compat else f"{read}, compat {settings.compat}")
     )
     findings += [Finding("settings", "warning", sentence) for sentence in unknown_names()]
     try:
@@ -114,6 +117,7 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
         findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
     else:
         findings.append(Finding("admin", "ok", "admin calls ask for the password"))
+    findings[:] = [replace(each, detail=in_users_words(each.detail, settings)) for each in findings]
 
 
 async def _examine_parts(settings: Settings, findings: list[Finding], *, stored: bool) -> None:

@@ -20,7 +20,8 @@ from expediter import __version__
 from expediter.backends import points
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.run.opening import opening_lines, reachability_lines
-from expediter.settings import Settings, load_settings
+from expediter.settings import Settings, effective, in_users_words, load_settings
+from expediter.settings.reading import ENV_FILE_VARIABLE
 from expediter.telemetry import configure_logs
 
 if TYPE_CHECKING:
@@ -51,12 +52,10 @@ def main() -> None:
     """Run the command line."""
     try:
         app()
-    except ConfigurationError as error:
-        _say(f"expediter: {error}", style="red")
-        sys.exit(2)
     except ExpediterError as error:
-        _say(f"expediter: {error}", style="red")
-        sys.exit(1)
+        said = str(error) if _read is None else in_users_words(str(error), _read)
+        _say(f"expediter: {said}", style="red")
+        sys.exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
 def _say(text: str, style: str = "") -> None:
@@ -66,8 +65,13 @@ def _say(text: str, style: str = "") -> None:
         _stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+#: The settings of this run, once they are read.
+_read: Settings | None = None
+
+
 def _settings(**overrides: Any) -> Settings:
-    settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    global _read
+    settings = _read = load_settings(**{name: value for name, value in overrides.items() if value is not None})
     configure_logs(settings.log_level, settings.log_format)
     if moments := os.environ.get(points.VARIABLE):
         points.switch_on(moments)
@@ -104,8 +108,14 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    env_file: Annotated[
+        Path | None, typer.Option("--env-file", help="Read settings from this file instead of .env.")
+    ] = None,
 ) -> None:
     """Takes orders, stores each one before it answers, and brings every one to rest."""
+    if env_file is not None:
+        # For the processes that this one starts, too.
+        os.environ[ENV_FILE_VARIABLE] = str(env_file.absolute())
 
 
 _Host = Annotated[str | None, typer.Option(help="Address to listen on (HOST).")]
@@ -126,7 +136,9 @@ def _supervised(work: Coroutine[Any, Any, None], lifeline: processes.Lifeline | 
     except ConfigurationError as error:
         if lifeline is None:
             raise
-        lifeline.refuse(str(error))  # the supervisor says it, once for all processes
+        lifeline.refuse(
+            str(error) if _read is None else in_users_words(str(error), _read)
+        )  # the supervisor says it, once for all processes
         raise typer.Exit(2) from None
 
 
@@ -301,6 +313,20 @@ def _pid_file(settings: Settings) -> background.PidFile:
 
 
 @app.command()
+def config(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show every setting as it counts, and where it comes from; secrets as stars."""
+    import msgspec
+
+    found = effective(_settings())
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode([each._asdict() for each in found]), indent=2).decode())
+        return
+    width = max(len(each.name) for each in found)
+    for each in found:
+        print(f"{each.name:<{width}}  {each.value or '-'}  ({each.source})")
+
+
+@app.command()
 def seed(count: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many orders.")] = 100) -> None:
     """Make up orders and store them."""
     from expediter.run import chores
@@ -415,7 +441,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:
         for finding in findings:
-            mark = {"ok": "ok  ", "warning": "note", "failed": "FAIL"}[finding.verdict]
-            print(f"{mark}  {finding.what:<12} {finding.detail}")
+            print(f"{finding.verdict:<7}  {finding.what:<12} {finding.detail}")
     if any(finding.verdict == "failed" for finding in findings):
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from typing import Any
 import uuid_utils
 import uvicorn
 
-from expediter.errors import ConfigurationError, Overloaded
+from expediter.errors import AddressTaken, ConfigurationError, Overloaded
 from expediter.web.problems import problem_reply
 from expediter.web.server.connections import IDLE_SECONDS_MAX, TURNED_AWAY_SECONDS_MAX, BoundedProtocol, State
 
@@ -209,7 +209,7 @@ def _connections_max() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises ConfigurationError that says what to do."""
+    """Return a listening socket. Raises ConfigurationError or AddressTaken, which say what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -222,7 +222,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"HOST={host} is not the name of an address here ({error.strerror})") from error
     except OSError as error:
         listener.close()
-        raise ConfigurationError(
+        raise AddressTaken(
             f"{host}:{port} cannot be used ({error.strerror}): stop what listens there, or set another PORT"
         ) from error
     listener.setblocking(False)

@@ -1,32 +1,19 @@
-"""Every setting, once.
-
-They come from the environment, or from `.env` in the working directory; the environment wins.
-
-A secret may also be given as a file: `ADMIN_PASSWORD_FILE=/run/secrets/admin` is read at start.
-"""
+"""Every setting, once: what it may be, what it is by default, and how it is written."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from collections.abc import Mapping
-from difflib import get_close_matches
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from expediter.errors import ConfigurationError
 from expediter.orders.money import CURRENCY_DIGITS
 from expediter.orders.order import Stages
 
-#: Where settings may stand besides the environment.
-_ENV_FILE = ".env"
 #: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
 #: %(s)s status, %(B)s bytes, %(M)s milliseconds.
 ACCESS_LOG_FORMAT = '%(h)s - - %(t)s "%(r)s" %(s)s %(B)s %(M)s'
@@ -36,14 +23,6 @@ REDIS_PREFIX_CHARACTERS_MAX = 64
 #: What the names of keys begin with that end in an id, a key or a page. With one of these in its prefix, what one
 #: installation keeps could have the name of what another one removes.
 _OPEN_KEYS = ("orders:detail:", "orders:list:", "temp_order:", "temp_changes:", "idempotency:")
-
-
-#: Settings by the names that they have in other order services.
-_OTHER_NAMES = {"CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "circuit_breaker_recovery_seconds"}
-#: Settings of other order services that have no counterpart, and what there is instead.
-_FOREIGN = {
-    "API_THREADS": "one process takes many requests at once; API_WORKERS says how many processes there are"
-}
 
 
 class Intake(StrEnum):
@@ -64,20 +43,53 @@ class Compat(StrEnum):
     STREAMS = "streams"
 
 
-#: What settings are by default where COMPAT is given.
-_COMPAT_DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    Compat.CACHED: {"fulfilment": "manual", "cors_origins": "*"},
-    Compat.QUEUED: {"fulfilment": "manual", "cors_origins": "*", "intake": "queued"},
-    Compat.PROCESSOR: {"stages": "fulfilment"},
-    Compat.DELIVERY: {"stages": "payment", "cors_origins": "*"},
-    Compat.STREAMS: {"stages": "fulfilment"},
-}
-
-
 def _currency(code: str) -> str:
-    if code not in CURRENCY_DIGITS:
-        raise ValueError("must be an ISO 4217 code such as USD")
-    return code
+    if code.upper() not in CURRENCY_DIGITS:
+        raise ValueError("write an ISO 4217 code such as USD")
+    return code.upper()
+
+
+def _small(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _capital(value: object) -> object:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
+def _stages(value: object) -> object:
+    """Take them with blanks between, in any case, and as Americans write them."""
+    return (
+        re.sub(r"\s", "", value).lower().replace("fulfillment", "fulfilment") if isinstance(value, str) else value
+    )
+
+
+def _key_part(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._-]{0,64}", text):
+        raise ValueError("write up to 64 letters, digits and . _ - such as shop-1")
+    return text
+
+
+def _queue_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._-]{1,100}", text):
+        raise ValueError("write up to 100 letters, digits and . _ - such as orders")
+    return text
+
+
+def _database_address(address: str) -> str:
+    if address and "://" not in address:
+        raise ValueError(f"write sqlite:///{address} for the SQLite file of that name")
+    return address
+
+
+def _redis_address(address: str) -> str:
+    if address and "://" not in address:
+        raise ValueError("write redis://host:6379, or rediss://host:6379 with TLS")
+    return address
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogFormat = Literal["text", "json"]
 
 
 def _origins(text: str) -> str:
@@ -115,9 +127,9 @@ def _key_prefix(prefix: str) -> str:
 class Settings(BaseSettings):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_file=_ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
-    database_url: str = Field(
+    database_url: Annotated[str, AfterValidator(_database_address)] = Field(
         "", repr=False, description="where orders are stored; default sqlite:///expediter.db"
     )
     db_host: str = Field(
@@ -127,7 +139,7 @@ class Settings(BaseSettings):
     db_pass: SecretStr | None = Field(None, description="its password")
     db_name: str = Field("", description="its name")
     db_path: str = Field("", description="the same as a plain path to a SQLite file")
-    redis_url: str = Field(
+    redis_url: Annotated[str, AfterValidator(_redis_address)] = Field(
         "", repr=False, description="cache shared by all processes: redis:// or rediss://; default: in memory"
     )
     redis_host: str = Field("", description="the host of that Redis, instead of REDIS_URL")
@@ -146,12 +158,14 @@ class Settings(BaseSettings):
     )
     rabbitmq_user: str = Field("guest", description="its user")
     rabbitmq_password: SecretStr | None = Field(None, description="its password; default guest")
-    rabbitmq_queue_name: str = Field(
-        "orders", pattern="^[A-Za-z0-9._-]{1,100}$", description="the RabbitMQ queue of commands"
+    rabbitmq_queue_name: Annotated[str, AfterValidator(_queue_name)] = Field(
+        "orders", description="the RabbitMQ queue of commands"
     )
     mq_use_ssl: bool = Field(False, description="true: talk to RABBITMQ_HOST by TLS")
-    intake: Intake = Field(Intake.DIRECT, description="direct, or queued: answer 202 from the broker")
-    compat: Compat = Field(
+    intake: Annotated[Intake, BeforeValidator(_small)] = Field(
+        Intake.DIRECT, description="direct, or queued: answer 202 from the broker"
+    )
+    compat: Annotated[Compat, BeforeValidator(_small)] = Field(
         Compat.NONE, description="whose clients are understood: cached, queued, processor, delivery or streams"
     )
     temp_order_cache_ttl: float = Field(
@@ -162,7 +176,9 @@ class Settings(BaseSettings):
         "", description="web pages that may call: https://shop.example,https://..., or *; default: none"
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    stages: Stages = Field(Stages.PAYMENT_FULFILMENT, description="the road of new orders")
+    stages: Annotated[Stages, BeforeValidator(_stages)] = Field(
+        Stages.PAYMENT_FULFILMENT, description="the road of new orders"
+    )
     default_currency: Annotated[str, AfterValidator(_currency)] = Field(
         "USD", description="ISO 4217 code of orders that name none"
     )
@@ -174,9 +190,8 @@ class Settings(BaseSettings):
     cache_disabled: bool = Field(False, description="true: every read goes to the database")
     admin_password: SecretStr | None = Field(None, description="opens the admin calls; without it they are off")
     payment_gateway: str = Field("simulated", description="simulated, or simulated:///ledger/file?seed=7")
-    gateway_key_prefix: str = Field(
+    gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",
-        pattern="^[A-Za-z0-9._-]{0,64}$",
         description="tells apart installations that share an account at the gateway; fixed by the first start",
     )
     payment_mock_success_rate: float = Field(0.95, ge=0, le=1, description="share of simulated calls that work")
@@ -200,10 +215,10 @@ class Settings(BaseSettings):
     fulfilment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
     idempotency_keep_days: float = Field(7, gt=0, le=365, description="days that an Idempotency-Key is remembered")
     drain_seconds: float = Field(10, ge=0, le=600, description="seconds that a stop waits for work under way")
-    log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING, ERROR"
+    log_level: Annotated[LogLevel, BeforeValidator(_capital)] = Field(
+        "INFO", description="DEBUG, INFO, WARNING, ERROR"
     )
-    log_format: str = Field("text", pattern="^(text|json)$", description="text or json")
+    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="text or json")
     run_dir: str = Field("run", description="folder for the pid and log files of up")
     access_log_file: str = Field("", description="file for one line per request; - is stderr")
     access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the line's form, as in gunicorn")
@@ -282,64 +297,3 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; `overrides` win over the environment. Raises ConfigurationError with the name."""
-    try:
-        given = {**dotenv_values(_ENV_FILE), **os.environ}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{_ENV_FILE} cannot be read: {error}") from error
-    try:
-        defaults = {
-            name: value
-            for name, value in _COMPAT_DEFAULTS.get(
-                str(overrides.get("compat") or given.get("COMPAT") or ""), {}
-            ).items()
-            if not given.get(name.upper())
-        }
-        return Settings(**(defaults | _by_other_names(given) | _secrets(given) | overrides))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        raise ConfigurationError(f"{name or 'The settings'}: {first['msg']}") from error
-
-
-def _by_other_names(given: Mapping[str, str | None]) -> dict[str, str]:
-    return {
-        name: text
-        for other, name in _OTHER_NAMES.items()
-        if (text := given.get(other)) and not given.get(name.upper())
-    }
-
-
-def unknown_names() -> list[str]:
-    """Return a sentence for each setting that is given and that nothing reads, with what may be meant."""
-    try:
-        written = [name for name in dotenv_values(_ENV_FILE) if name not in _OTHER_NAMES]
-    except (OSError, UnicodeDecodeError):
-        return []  # the settings themselves cannot be read then, which says more
-    known = {name.upper() for name in Settings.model_fields}
-    found = [
-        f"{name} is not read here: {why}"
-        for name, why in _FOREIGN.items()
-        if name in os.environ or name in written
-    ]
-    for name in written:
-        if name in known or name in _FOREIGN or name.removesuffix("_FILE") in known or name.startswith("OTEL_"):
-            continue
-        near = get_close_matches(name.upper(), known, 1)
-        found.append(f"{name} in {_ENV_FILE} is no setting" + (f": is {near[0]} meant?" if near else ""))
-    return found
-
-
-def _secrets(given: Mapping[str, str | None]) -> dict[str, str]:
-    found = {}
-    for name, field in Settings.model_fields.items():
-        path = given.get(f"{name.upper()}_FILE")
-        if path and field.annotation == SecretStr | None:
-            try:
-                found[name] = Path(path).read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{name.upper()}_FILE cannot be read: {error}") from error
-    return found
