@@ -38,7 +38,7 @@ def servers(request: pytest.FixtureRequest, redis_server: RedisServer, broker: s
 
 
 #: The roads on which all 2,025 invoices go; on the others goes every fifth, unless EXPEDITER_ORDERS=all.
-WHOLE = {("database", "direct"), ("redis", "queued")}
+WHOLE = {("database", "direct")}
 
 
 @pytest.mark.parametrize(("broker", "intake"), ROADS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +207,17 @@ def test_a_list_without_limit_has_all(tmp_path_factory: pytest.TempPathFactory) 
         assert [order["order_id"] for order in whole["orders"]] == ids
         rest = client.get("/orders", params={"offset": "425"}).json()
         assert [order["order_id"] for order in rest["orders"]] == ids[425:]
+
+
+def test_a_list_of_all_has_a_bound_that_it_says(folder: Path) -> None:
+    """10,000 orders at once; `next_offset` leads to the rest."""
+    with Serving(folder, "--no-workers", COMPAT="cached", ADMIN_PASSWORD=ADMIN_PASSWORD) as service:
+        service.client.post("/admin/seed", json={"count": 10_050, "password": ADMIN_PASSWORD})
+        whole = service.client.get("/orders").json()
+        assert (whole["count"], whole["total_orders"], whole["next_offset"]) == (10_000, 10_050, 10_000)
+        assert len({order["order_id"] for order in whole["orders"]}) == 10_000
+        rest = service.client.get("/orders", params={"offset": whole["next_offset"]}).json()
+        assert (rest["count"], rest["next_offset"]) == (50, None)
 
 
 @pytest.mark.parametrize(

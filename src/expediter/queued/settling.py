@@ -68,19 +68,22 @@ class Settler:
         these commands must come again.
         """
         now = time.time() * MICROSECONDS
-        requests = [
-            each.request(waits=now - each.accepted_at < PREDECESSOR_SECONDS * MICROSECONDS, again=again)
-            for each in commands
-        ]
         done: list[Settled] = []
-        left: list[QueuedCommand] = []
-        for command, outcome in zip(commands, await self._submit(requests), strict=True):
-            settled = await self._settled(command, outcome, again)
-            if settled is None:
-                left.append(command)
-            else:
-                done.append(settled)
-                self._failing.pop(command.token, None)
+        left, refused = list(commands), True
+        while left and refused:  # what one was refused for is noted by now, and the one behind it waits no longer
+            requests = [
+                each.request(waits=now - each.accepted_at < PREDECESSOR_SECONDS * MICROSECONDS, again=again)
+                for each in left
+            ]
+            asked, left, refused = left, [], False
+            for command, outcome in zip(asked, await self._submit(requests), strict=True):
+                settled = await self._settled(command, outcome, again)
+                if settled is None:
+                    left.append(command)
+                else:
+                    done.append(settled)
+                    refused = refused or isinstance(outcome, ExpediterError)
+                    self._failing.pop(command.token, None)
         reach("applied")
         try:
             await self._temporary.settle(done)

@@ -200,19 +200,18 @@ class Translation:
             document["next_offset"] = document["offset"] + len(orders) if more else None
 
     async def _add_the_rest(self, document: Document, scope: Scope) -> None:
-        """Add the further pages to the first."""
+        """Add the further pages to the first, by cursor: what is placed meanwhile moves none of them."""
         orders: list[Document] = document["orders"]
         wanted = _filters(scope)
+        after = page_query({"cursor": document["next_cursor"]})[0].after
         size = 0
-        while True:
-            offset = document["offset"] + len(orders)
+        while after is not None and len(orders) < ALL_ORDERS_MAX and size < ALL_ORDERS_BYTES_MAX:
             limit = min(PAGE_SIZE_MAX, ALL_ORDERS_MAX - len(orders))
-            page = await self._queries.page(msgspec.structs.replace(wanted, limit=limit, offset=offset))
+            page = await self._queries.page(msgspec.structs.replace(wanted, limit=limit, offset=0, after=after))
             orders += [_read(each) for each in page.documents]
             size += sum(len(bytes(each)) for each in page.documents)
-            if page.after is None or len(orders) >= ALL_ORDERS_MAX or size >= ALL_ORDERS_BYTES_MAX:
-                break
-        document["has_more"] = page.after is not None
+            after = page.after
+        document["has_more"] = after is not None
         document["limit"] = document["page_size"] = ALL_ORDERS_MAX
         document["next_cursor"] = document["page"] = None
 
@@ -246,7 +245,10 @@ class Translation:
         start["status"] = refused.get((kind, status), refused.get((None, status), status))
         if refusals is None or not body:
             return body
-        problem: Document = _read(body)
+        try:
+            problem: Document = _read(body)
+        except msgspec.MsgspecError:
+            return body  # no problem document of this service
         _set_header(start, b"content-type", b"application/json")
         if refusals is Refusals.ERROR:
             return msgspec.json.encode({"error": problem["error"]})

@@ -1,0 +1,126 @@
+"""A page of another origin, in a real browser: it places, lists, changes and deletes orders by fetch."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servers import RedisServer, missing
+from serving import PATIENCE_SECONDS, Serving
+
+PAGE = """<!doctype html><title>Orders</title><body>waiting</body><script>
+const said = [];
+async function call(method, path, body) {
+  const headers = body ? {"Content-Type": "application/json", "Idempotency-Key": method + path} : {};
+  const answer = await fetch("%s" + path, {method, headers, body: body && JSON.stringify(body)});
+  const text = await answer.text();
+  const document = text ? JSON.parse(text) : {};
+  said.push([method, answer.status, document.status || document.message || document.error || document.count]);
+  return document;
+}
+async function until(path, shown) {
+  for (let tries = 0; tries < 200; tries++) {
+    const answer = await fetch("%s" + path);
+    if (answer.status === shown || (await answer.json()).status === shown) return said.push(["shown", shown]);
+    await new Promise(done => setTimeout(done, 50));
+  }
+}
+(async () => {
+  try {
+    const order = await call("POST", "/orders", {customer_name: "Alice", items: [{name: "Pen", quantity: "2"}]});
+    const path = "/orders/" + order.order_id;
+    await call("PATCH", path + "/status", {status: "preparing"});
+    await until(path, "processing");
+    await call("GET", "/orders");
+    await call("POST", "/orders", {});
+    await call("DELETE", path);
+    await until(path, 404);
+  } catch (error) {
+    said.push(["error", String(error)]);
+  }
+  document.body.textContent = JSON.stringify(said);
+})();
+</script>"""
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Nobody reads what a page was asked for."""
+
+
+@contextmanager
+def other_origin(folder: Path, page: str) -> Iterator[str]:
+    """Serve a page on a port of its own; yield its address."""
+    (folder / "page.html").write_text(page)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/page.html"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def shown_by_chromium(folder: Path, address: str) -> str:
+    """Open a page, wait until it is at rest, and return the text of its body."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        missing("chromium")
+        raise AssertionError
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command += ["--virtual-time-budget=60000", "--dump-dom", address]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+    found = re.search(r"<body[^>]*>(.*?)</body>", ended.stdout, re.S)
+    assert found is not None, ended.stderr
+    return html.unescape(found[1])
+
+
+@pytest.fixture(params=["cached", "queued"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+    """A service that lets every origin in, as the clients of these two know it."""
+    settings = {}
+    if request.param == "queued":
+        redis: RedisServer = request.getfixturevalue("redis_server")
+        settings["BROKER_URL"] = settings["REDIS_URL"] = redis.new_database()
+    with Serving(tmp_path, COMPAT=request.param, **settings) as running:
+        yield running
+
+
+def test_a_page_of_another_origin_works_with_orders(service: Serving, tmp_path: Path) -> None:
+    """It places one, changes its status, lists, is told what is wrong, deletes, and sees each happen."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with other_origin(folder, PAGE % (service.url, service.url)) as address:
+        said = json.loads(shown_by_chromium(tmp_path, address))
+    created, changed, shown, listed, refused, deleted, gone = said
+    assert created[0::2] == ["POST", "received"]
+    assert created[1] in (201, 202)
+    assert changed[:2] in (["PATCH", 200], ["PATCH", 202])
+    assert (shown, gone) == (["shown", "processing"], ["shown", 404])
+    assert listed[:2] == ["GET", 200]
+    assert refused[:2] == ["POST", 400]
+    assert deleted[:2] in (["DELETE", 200], ["DELETE", 202])
+
+
+def test_a_page_is_kept_out_where_nobody_let_it_in(tmp_path: Path) -> None:
+    """Without CORS_ORIGINS the browser gives it no answer, and no change gets through."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with Serving(tmp_path) as closed, other_origin(folder, PAGE % (closed.url, closed.url)) as address:
+        ((what, reason),) = json.loads(shown_by_chromium(tmp_path, address))
+        assert what == "error"
+        assert "Failed to fetch" in reason
+        assert closed.client.get("/orders").json()["total"] == 0
