@@ -21,6 +21,7 @@ from test_drain import half_a_request, order_body, read_to_end, refuses_connecti
 
 from auditing import assert_sound, charges, gateway_with_ledger, jobs_left, order_ids, wait_until
 from serving import PATIENCE_SECONDS, Program, Serving, environment
+from verifying import assert_verified
 
 #: Seconds that one command may take; `up` gives up by itself after 30.
 COMMAND_SECONDS_MAX = 50.0
@@ -89,14 +90,19 @@ class Up:
     def __enter__(self) -> Up:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End what is left of it, by the numbers of what was started."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End what is left of it, by the numbers of what was started, and hold its database against the laws."""
         left = [process for process in self.started if alive(process)]
         if alive(self.supervisor):
             left += [process for process in self.supervisor.children() if process not in left]
         for process in left:  # the supervisor first, so that it starts nothing again
             if alive(process):
                 process.kill()
+        wait_until(lambda: all_ended(left))
+        if kind is None:
+            used = environment(self.folder, **self.settings)
+            ledger = Path(used.get("PAYMENT_GATEWAY", "").removeprefix("simulated://").partition("?")[0])
+            assert_verified(used["DATABASE_URL"], ledger if ledger.is_file() else None)
 
     def pid_of(self, name: str) -> int:
         return int((self.folder / "run" / f"{name}.pid").read_text())
@@ -267,11 +273,11 @@ def test_a_wrong_setting_ends_everything(folder: Path, command: str, settings: d
 
 @pytest.mark.parametrize("command", ["serve", "up"])
 def test_a_port_in_use_is_said_at_once(folder: Path, command: str) -> None:
-    """A port that something else listens on ends the start with exit 2 and its number."""
+    """A port that something else listens on ends the start with exit 1 and its number."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = run(folder, command, API_WORKERS="2", PORT=port)
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.returncode, ended.stdout) == (1, "")
     assert f"127.0.0.1:{port} cannot be used" in ended.stderr
 
 
