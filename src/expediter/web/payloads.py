@@ -147,6 +147,8 @@ def _members(body: OrderBody) -> int:
 class _Faults(list[Fault]):
     """What is wrong with an order, found while it is read; `body` is how it came."""
 
+    __slots__ = ("_body", "_plain")
+
     def __init__(self, body: bytes) -> None:
         super().__init__()
         self._body = body
