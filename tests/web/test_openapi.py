@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from expediter.orders.order import Status
 from expediter.web import operations_document
 from serving import ADMIN_PASSWORD, PATIENCE_SECONDS, Serving
 
@@ -176,3 +179,67 @@ def test_the_examples_of_the_product_match_the_document(service: Serving) -> Non
     assert re.fullmatch(parameter, "ORD003")
     assert not re.fullmatch(parameter, "metrics")
     assert not re.fullmatch(parameter, "a/b")
+
+
+def media_types(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every body that this part of an operation describes in JSON."""
+    for kind, content in part.get("content", {}).items():
+        if kind.endswith("json"):
+            yield kind, content
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_body_has_an_example_that_fits(method: str, path: str) -> None:
+    """What is sent and what is answered have an example each, and its schema holds for it."""
+    operation = DOCUMENT["paths"][path][method]
+    found = [*media_types(operation.get("requestBody", {}))]
+    for answer in operation["responses"].values():
+        found += media_types(answer)
+    assert found
+    for _, content in found:
+        schema = {**content["schema"], "components": DOCUMENT["components"]}
+        jsonschema_rs.Draft202012Validator(schema).validate(content["example"])
+
+
+@pytest.mark.parametrize(("method", "path"), [each for each in OPERATIONS if each[0] in ("post", "patch")])
+def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str) -> None:
+    """Sent as it stands, to an order that was just placed where there is one in the path, it succeeds."""
+    operation = DOCUMENT["paths"][path][method]
+    order_id = place(idle_service)
+    if path.endswith("/retry"):
+        for status in ("processing", "failed"):
+            idle_service.client.patch(f"/orders/{order_id}/status", json={"status": status})
+    (content,) = [content for _, content in media_types(operation.get("requestBody", {}))] or [{}]
+    answer = idle_service.client.request(
+        method,
+        path.replace("{order_id}", order_id),
+        json=content.get("example"),
+        headers={"X-Admin-Password": ADMIN_PASSWORD},
+    )
+    assert answer.is_success, answer.text
+    assert str(answer.status_code) in operation["responses"]
+
+
+def test_generated_clients_get_names_words_and_times() -> None:
+    """Short names, each once; statuses and events as words; times as times; amounts as numbers."""
+    schemas = DOCUMENT["components"]["schemas"]
+    ids = [DOCUMENT["paths"][path][method]["operationId"] for method, path in OPERATIONS]
+    assert {"createOrder", "listOrders", "getOrder", "cancelOrder", "createOrderShort"} <= set(ids)
+    assert next(iter(DOCUMENT["paths"])) == "/api/v1/orders"
+    order = schemas["OrderDocument"]["properties"]
+    assert order["status"]["enum"] == [status.value for status in Status]
+    assert "voided" in order["payment_status"]["enum"]
+    assert order["created_at"] == {"type": "string", "format": "date-time"}
+    assert {"type": "string", "format": "date-time"} in order["completed_at"]["anyOf"]
+    assert order["total_amount"] == {"type": "number"}
+    assert "order.placed" in schemas["EventDocument"]["properties"]["type"]["enum"]
+    assert {each["type"] for each in schemas["ItemBody"]["properties"]["price"]["anyOf"]} == {
+        "number",
+        "string",
+        "null",
+    }
+    tags = [tag["name"] for tag in DOCUMENT["tags"]]
+    assert tags[-1] == "short paths"
+    assert {
+        tag for path, item in DOCUMENT["paths"].items() for each in item.values() for tag in each["tags"]
+    } == set(tags)

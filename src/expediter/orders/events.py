@@ -10,6 +10,34 @@ from msgspec.structs import replace
 
 from expediter.orders.order import Line, Order, PaymentStatus, Status
 
+#: What may happen to an order, in the words of its history.
+EVENT_TYPES = (
+    "order.placed",
+    "payment.requested",
+    "payment.started",
+    "payment.succeeded",
+    "payment.failed",
+    "payment.unknown",
+    "payment.unavailable",
+    "payment.postponed",
+    "payment.skipped",
+    "payment.waived",
+    "order.confirmed",
+    "fulfilment.started",
+    "fulfilment.unavailable",
+    "fulfilment.failed",
+    "order.completed",
+    "order.cancelled",
+    "refund.started",
+    "refund.succeeded",
+    "refund.unavailable",
+    "job.failed",
+    "job.parked",
+    "job.revived",
+    "command.refused",
+    "order.deleted",
+)
+
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """The data of `order.placed`: the whole order but for its payment token, and its lines."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -14,17 +14,22 @@ from expediter.orders.order import RESERVED_IDS
 from expediter.web.http import to_json
 from expediter.web.operations import Operation, Parameter
 from expediter.web.problems import Problem
+from expediter.web.schemas import EXAMPLES, operation_id, problem_example, refine
 
+_SHORT = "short paths"
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = """Takes orders, stores each one before it answers, charges and fulfils them in the background.
 
 Amounts are exact: send a number or a string, it is read as decimal text. Every refusal is a problem document
 (RFC 9457) that also carries `error`, one sentence."""
 
-#: What no type says: of each group of fields at least one must be there.
-_AT_LEAST_ONE = {
-    "OrderBody": (("customer_id", "user_id", "customer_name"), ("items", "item_ids")),
-    "ItemBody": (("item_id", "name", "item_name"),),
+#: The tags, in the order in which the pages show them.
+_TAGS = {
+    "orders": "Place orders, read them, and change them.",
+    "progress": "How things stand: one order explained, counts and averages, the queue.",
+    "service": "Whether the service is well, and the pages that describe it.",
+    "admin": "For the operator: with the password that ADMIN_PASSWORD sets.",
+    _SHORT: "The same calls under `/orders`, as older clients know them; `POST` answers 201 there.",
 }
 #: Statuses that any operation may answer.
 _ALWAYS = (400, 405, 503)
@@ -45,13 +50,13 @@ def openapi_document(operations: Sequence[Operation]) -> bytes:
             types += [kind for kind in (body if isinstance(body, tuple) else (body,)) if isinstance(kind, type)]
         types += [operation.body] if operation.body is not None else []
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
-    for name, groups in _AT_LEAST_ONE.items():
-        if name in components:
-            components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
+    refine(components)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in operations:
-        for path in operation.paths:
-            paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, path)
+    for short in (False, True):
+        for operation in operations:
+            for path in operation.paths:
+                if _is_short(path) is short:
+                    paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, path)
     return to_json(
         {
             "openapi": "3.1.0",
@@ -59,8 +64,12 @@ def openapi_document(operations: Sequence[Operation]) -> bytes:
                 "title": "Expediter",
                 "version": __version__,
                 "description": _DESCRIPTION,
+                "contact": {"name": "The developers of Expediter"},
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
+            "servers": [{"url": "/", "description": "This service"}],
+            "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
+            "security": [],
             "paths": paths,
             "components": {
                 "schemas": components,
@@ -75,10 +84,10 @@ def openapi_document(operations: Sequence[Operation]) -> bytes:
 
 def _operation(operation: Operation, path: str) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "operationId": _operation_id(operation, path),
+        "operationId": operation_id(operation.handler, short=_is_short(path)),
         "summary": operation.summary,
         "description": (operation.handler.__doc__ or "").strip(),
-        "tags": [operation.tag],
+        "tags": [_SHORT if _is_short(path) else operation.tag],
         "responses": {
             **{str(status): _answer(status, body) for status, body in operation.answers.items()},
             **{str(status): _problem(status) for status in _problem_statuses(operation, path)},
@@ -91,16 +100,15 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
     if operation.body is not None:
         described["requestBody"] = {
             "required": operation.body_required,
-            "content": {"application/json": {"schema": _schema(operation.body)}},
+            "content": {"application/json": _content(operation.body)},
         }
     if operation.tag == "admin":
         described["security"] = [{"adminPassword": []}, {"adminBasic": []}, {}]
     return described
 
 
-def _operation_id(operation: Operation, path: str) -> str:
-    words = re.sub(r"\W+", "_", f"{operation.method.lower()}_{path}").strip("_")
-    return words
+def _is_short(path: str) -> bool:
+    return path == "/orders" or path.startswith("/orders/")
 
 
 def _problem_statuses(operation: Operation, path: str) -> Iterable[int]:
@@ -121,13 +129,23 @@ def _answer(status: int, body: Any) -> dict[str, Any]:
     if isinstance(body, str):
         answer["content"] = {body: {"schema": {"type": "string"}}}
     elif body is not None:
-        answer["content"] = {"application/json": {"schema": _schema(body)}}
+        answer["content"] = {"application/json": _content(body)}
     return _with_headers(answer, status)
 
 
 def _problem(status: int) -> dict[str, Any]:
-    content = {"application/problem+json": {"schema": _schema(Problem)}}
-    return _with_headers({"description": HTTPStatus(status).phrase, "content": content}, status)
+    phrase = HTTPStatus(status).phrase
+    content = {"schema": _schema(Problem), "example": problem_example(status, phrase)}
+    return _with_headers({"description": phrase, "content": {"application/problem+json": content}}, status)
+
+
+def _content(body: Any) -> dict[str, Any]:
+    """Return the schema of a JSON body, and an example of it."""
+    kind: Any = body[0] if isinstance(body, tuple) else body
+    listed: Any = get_origin(kind)
+    if listed is list:
+        return {"schema": _schema(body), "example": [EXAMPLES[get_args(kind)[0].__name__]]}
+    return {"schema": _schema(body), "example": EXAMPLES[kind.__name__]}
 
 
 def _with_headers(answer: dict[str, Any], status: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -34,6 +35,8 @@ from expediter.web.problems import RequestRefused
 
 #: Seconds that `?wait=` may hold an answer.
 WAIT_SECONDS_MAX = 30.0
+
+_SECONDS = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 
 
 class Placed(OrderDocument, frozen=True, kw_only=True):
@@ -182,12 +185,7 @@ async def get_order(call: Call, context: Context) -> Reply:
 
 def _seconds(given: dict[str, str], faults: list[Fault]) -> float:
     text = given.get("wait", "0")
-    if (
-        text.isascii()
-        and text.replace(".", "", 1).isdigit()
-        and len(text) < 10
-        and float(text) <= WAIT_SECONDS_MAX
-    ):
+    if _SECONDS.fullmatch(text) and float(text) <= WAIT_SECONDS_MAX:
         return float(text)
     faults.append(Fault("wait", f"must be seconds from 0 to {WAIT_SECONDS_MAX:g}"))
     return 0.0

@@ -1,0 +1,269 @@
+"""What JSON Schema should say and no type does: amounts, words, times; and an example of each body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from expediter.orders.documents import order_document
+from expediter.orders.events import EVENT_TYPES
+from expediter.orders.money import AMOUNT_MINOR_MAX
+from expediter.orders.order import (
+    MICROSECONDS,
+    JobKind,
+    Line,
+    Order,
+    PaymentOutcome,
+    PaymentStatus,
+    Stages,
+    Status,
+)
+
+Schema = dict[str, Any]
+
+#: Of each group of fields at least one must be there.
+_AT_LEAST_ONE = {
+    "OrderBody": (("customer_id", "user_id", "customer_name"), ("items", "item_ids")),
+    "ItemBody": (("item_id", "name", "item_name"),),
+}
+#: An amount in a request: exact as a text; as a number it may have the noise of a sum of floats.
+_AMOUNT: Schema = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": AMOUNT_MINOR_MAX},
+        {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
+        {"type": "null"},
+    ],
+    "default": None,
+}
+#: The schema of a field, where its type says less.
+_FIELDS: Mapping[tuple[str, str], Schema] = {
+    ("OrderBody", "total_amount"): _AMOUNT,
+    ("OrderBody", "currency"): {
+        "anyOf": [{"type": "string", "pattern": "^[A-Z]{3}$"}, {"type": "null"}],
+        "default": None,
+    },
+    ("ItemBody", "price"): _AMOUNT,
+    ("ItemBody", "unit_price"): _AMOUNT,
+    ("LineDocument", "price"): {"anyOf": [{"type": "number"}, {"type": "null"}]},
+}
+#: The same by the field's name alone, in whatever is answered.
+_NAMES: Mapping[str, Schema] = {
+    "total_amount": {"type": "number"},
+    "metadata": {"type": "object"},
+}
+#: The words that a field may have.
+_WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    **{
+        (document, name): tuple(words)
+        for document in ("OrderDocument", "ShownOrder", "Placed", "Explanation")
+        for name, words in (("status", Status), ("payment_status", PaymentStatus))
+    },
+    ("EventDocument", "type"): EVENT_TYPES,
+    ("NextAction", "action"): tuple(JobKind),
+    ("AttemptDocument", "action"): ("charge", "refund"),
+    ("AttemptDocument", "outcome"): tuple(PaymentOutcome),
+    ("Dependency", "status"): ("ok", "degraded", "down"),
+    ("Health", "status"): ("healthy", "degraded", "unhealthy"),
+}
+
+
+def refine(components: dict[str, Schema]) -> None:
+    """Say in these schemas what their types could not say."""
+    for name, groups in _AT_LEAST_ONE.items():
+        if name in components:
+            components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
+    for name, schema in components.items():
+        for field, found in schema.get("properties", {}).items():
+            if (name, field) in _FIELDS:
+                schema["properties"][field] = _FIELDS[name, field]
+            elif field in _NAMES and not name.endswith("Body"):
+                schema["properties"][field] = _NAMES[field]
+            elif (name, field) in _WORDS:
+                _each_text(found, "enum", list(_WORDS[name, field]))
+            elif field == "at" or field.endswith("_at"):
+                _each_text(found, "format", "date-time")
+
+
+def _each_text(schema: Schema, key: str, value: Any) -> None:
+    for each in schema.get("anyOf", [schema]):
+        if each.get("type") == "string":
+            each[key] = value
+
+
+_NOON = 1_764_244_800 * MICROSECONDS  # 2025-11-27T12:00:00Z
+_LINES = (Line(1, "item_001", "Burger", 2, 1299), Line(2, "item_002", "Fries", 1, 349))
+_ORDER = Order(
+    order_id="ORD-019ac5a4b5c07f2e8d1b2c3d4e5f6071",
+    status=Status.PENDING,
+    payment_status=PaymentStatus.PENDING,
+    stages=Stages.PAYMENT_FULFILMENT,
+    customer_id="customer_123",
+    customer_name=None,
+    currency="USD",
+    total_minor=2947,
+    priced=True,
+    metadata='{"table": 7}',
+    payment_token=None,
+    version=1,
+    created_at=_NOON,
+    updated_at=_NOON,
+)
+_ID = _ORDER.order_id
+_DOCUMENT: dict[str, Any] = msgspec.json.decode(order_document(_ORDER, _LINES))
+_BODY = {
+    "customer_id": "customer_123",
+    "items": [
+        {"item_id": "item_001", "item_name": "Burger", "quantity": 2, "price": 12.99},
+        {"item_id": "item_002", "item_name": "Fries", "quantity": 1, "price": "3.49"},
+    ],
+    "metadata": {"table": 7},
+}
+_PLACED_AT = _DOCUMENT["created_at"]
+_BUCKET = {"count": 0}
+_ALIVE = {"status": "ok"}
+
+#: An example of each body, by the name of its type. What is sent can be sent as it is.
+EXAMPLES: Mapping[str, Any] = {
+    "OrderBody": _BODY,
+    "StatusBody": {"status": "cancelled"},
+    "PopulateBody": {"total_entries": 4},
+    "AdminBody": {"count": 10},
+    "OrderDocument": _DOCUMENT,
+    "ShownOrder": _DOCUMENT,
+    "Placed": _DOCUMENT | {"message": "Order created"},
+    "Accepted": {"order_id": _ID, "message": "Accepted; it is carried out as soon as it can be"},
+    "History": {
+        "events": [
+            {"number": 2, "at": _PLACED_AT, "type": "payment.started", "data": {"status": "payment_processing"}}
+        ],
+        "archived": 1,
+    },
+    "OrderList": {
+        "orders": [_DOCUMENT],
+        "total": 1,
+        "limit": 50,
+        "offset": 0,
+        "page": 1,
+        "page_size": 50,
+        "next_cursor": None,
+        "has_more": False,
+    },
+    "Batch": {
+        "accepted": 1,
+        "refused": 1,
+        "results": [
+            {"row": 1, "status": 202, "order_id": _ID, "version": 1},
+            {
+                "row": 2,
+                "status": 422,
+                "error": "/items/0/quantity: expected `int` >= 1",
+                "errors": [{"field": "/items/0/quantity", "message": "expected `int` >= 1"}],
+            },
+        ],
+    },
+    "Metrics": {
+        "total_orders": 1,
+        "average_processing_time": 0.25,
+        "average_processing_time_from_creation": 0.5,
+        "average_processing_time_seconds": 0.25,
+        "pending": _BUCKET,
+        "processing": _BUCKET,
+        "completed": {"count": 1, "order_ids": [_ID]},
+        "order_status_counts": {status.value: int(status is Status.COMPLETED) for status in Status},
+    },
+    "Queue": {
+        "ready": 0,
+        "scheduled": 0,
+        "leased": 1,
+        "dead": 0,
+        "oldest_age_seconds": None,
+        "queue_length": 1,
+        "pending_orders": 0,
+        "pending_count": 0,
+        "processing_count": 1,
+        "total_processed": 12,
+        "pending": [],
+        "processing": [_ID],
+    },
+    "Explanation": {
+        "order_id": _ID,
+        "status": "pending",
+        "payment_status": "pending",
+        "at_rest": False,
+        "why": "It waits for a worker (charge).",
+        "next_action": {
+            "action": "charge",
+            "due_at": _PLACED_AT,
+            "due_in_seconds": 0.0,
+            "held_by": None,
+            "claims": 0,
+            "failures": 0,
+            "parked": False,
+        },
+        "last_error": None,
+        "attempts": [],
+    },
+    "Populated": {
+        "batch_id": "1f0c9a2b",
+        "errors": [],
+        "failure_count": 0,
+        "success_count": 4,
+        "total_entries": 4,
+    },
+    "Emptied": {"message": "Removed 12 orders", "deleted": 12},
+    "Seeded": {"message": "Created 10 orders", "count": 10},
+    "Verification": {"status": "done", "orders": 12, "found": 0, "breaches": []},
+    "Index": {
+        "service": "expediter",
+        "version": "1.0.0",
+        "orders": "/api/v1/orders",
+        "docs": "/docs",
+        "health": "/health",
+    },
+    "Health": {
+        "status": "healthy",
+        "version": "1.0.0",
+        "durability": "power-safe",
+        "dependencies": {"database": {"status": "ok", "detail": "SQLite 3.40.1, answered in 0.2 ms"}},
+    },
+    "Alive": _ALIVE,
+}
+
+
+def problem_example(status: int, title: str) -> dict[str, Any]:
+    """Return a problem document of this status."""
+    error = _SENTENCES.get(status, title)
+    example: dict[str, Any] = {
+        "type": f"urn:expediter:problem:{title.lower().replace(' ', '-')}",
+        "title": title,
+        "status": status,
+        "detail": error,
+        "error": error,
+        "request_id": "019ac5a4b5c07f2e8d1b2c3d4e5f6071",
+    }
+    if status == 422:
+        example["errors"] = [{"field": "/items/0/quantity", "message": "expected `int` >= 1"}]
+    return example
+
+
+_SENTENCES = {
+    400: "The body is not valid JSON",
+    401: "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
+    403: "Set ADMIN_PASSWORD to allow admin calls",
+    404: "Order not found",
+    409: "Order ORD-1 is completed; it can become nothing else",
+    412: "Order ORD-1 has version 3",
+    415: "Send the body as Content-Type: application/json, without a Content-Encoding",
+    422: "/items/0/quantity: expected `int` >= 1",
+    503: "The database cannot be used now; try again",
+}
+
+Handler = Callable[..., Any]
+
+
+def operation_id(handler: Handler, *, short: bool) -> str:
+    """Return a name for generated clients: createOrder, and createOrderShort on the short path."""
+    first, *rest = handler.__name__.split("_")
+    return first + "".join(word.capitalize() for word in rest) + ("Short" if short else "")
