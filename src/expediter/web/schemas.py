@@ -34,16 +34,12 @@ _AMOUNT: Schema = {
         {"type": "number", "minimum": 0, "maximum": AMOUNT_MINOR_MAX},
         {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
         {"type": "null"},
-    ],
-    "default": None,
+    ]
 }
 #: The schema of a field, where its type says less.
 _FIELDS: Mapping[tuple[str, str], Schema] = {
     ("OrderBody", "total_amount"): _AMOUNT,
-    ("OrderBody", "currency"): {
-        "anyOf": [{"type": "string", "pattern": "^[A-Z]{3}$"}, {"type": "null"}],
-        "default": None,
-    },
+    ("OrderBody", "currency"): {"anyOf": [{"type": "string", "pattern": "^[A-Z]{3}$"}, {"type": "null"}]},
     ("ItemBody", "price"): _AMOUNT,
     ("ItemBody", "unit_price"): _AMOUNT,
     ("LineDocument", "price"): {"anyOf": [{"type": "number"}, {"type": "null"}]},
@@ -76,6 +72,8 @@ def refine(components: dict[str, Schema]) -> None:
             components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
     for name, schema in components.items():
         for field, found in schema.get("properties", {}).items():
+            if "default" in found and found["default"] is None:
+                del found["default"]  # generated clients take a field with a default for one that is always there
             if (name, field) in _FIELDS:
                 schema["properties"][field] = _FIELDS[name, field]
             elif field in _NAMES and not name.endswith("Body"):
