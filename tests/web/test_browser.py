@@ -74,18 +74,29 @@ def other_origin(folder: Path, page: str) -> Iterator[str]:
             thread.join()
 
 
-def shown_by_chromium(folder: Path, address: str) -> str:
-    """Open a page, wait until it is at rest, and return the text of its body."""
+def drawn_by_chromium(folder: Path, address: str) -> str:
+    """Open a page, wait until it is at rest, and return it as it stands then."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         missing("chromium")
         raise AssertionError
-    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command = [
+        program,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1200,1400",
+        f"--user-data-dir={folder}/profile",
+    ]
     command += ["--virtual-time-budget=60000", "--dump-dom", address]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
-    found = re.search(r"<body[^>]*>(.*?)</body>", ended.stdout, re.S)
-    assert found is not None, ended.stderr
-    return html.unescape(found[1])
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True).stdout
+
+
+def said_by(page: str) -> Any:
+    """Return what the script of PAGE has left in its body."""
+    found = re.search(r"<body[^>]*>(.*?)</body>", page, re.S)
+    assert found is not None, page
+    return json.loads(html.unescape(found[1]))
 
 
 @pytest.fixture(params=["cached", "queued"])
@@ -104,7 +115,7 @@ def test_a_page_of_another_origin_works_with_orders(service: Serving, tmp_path: 
     folder = tmp_path / "site"
     folder.mkdir()
     with other_origin(folder, PAGE % (service.url, service.url)) as address:
-        said = json.loads(shown_by_chromium(tmp_path, address))
+        said = said_by(drawn_by_chromium(tmp_path, address))
     created, changed, shown, listed, refused, deleted, gone = said
     assert created[0::2] == ["POST", "received"]
     assert created[1] in (201, 202)
@@ -120,7 +131,27 @@ def test_a_page_is_kept_out_where_nobody_let_it_in(tmp_path: Path) -> None:
     folder = tmp_path / "site"
     folder.mkdir()
     with Serving(tmp_path) as closed, other_origin(folder, PAGE % (closed.url, closed.url)) as address:
-        ((what, reason),) = json.loads(shown_by_chromium(tmp_path, address))
+        ((what, reason),) = said_by(drawn_by_chromium(tmp_path, address))
         assert what == "error"
         assert "Failed to fetch" in reason
         assert closed.client.get("/orders").json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "title"), [("/docs", "Expediter: try the API"), ("/redoc", "Expediter: the API")]
+)
+def test_the_pages_of_the_interface_draw(tmp_path: Path, path: str, title: str) -> None:
+    """They draw the whole interface from this service alone, and are sent packed, and once."""
+    with Serving(tmp_path, "--no-workers") as service:
+        page = service.client.get(path)
+        assert page.headers["content-encoding"] == "gzip"
+        assert int(page.headers["content-length"]) < 700_000
+        assert f"<title>{title}</title>" in page.text
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        plain = service.client.get(path, headers={"accept-encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.text == page.text
+        again = service.client.get(path, headers={"if-none-match": page.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        drawn = drawn_by_chromium(tmp_path, f"{service.url}{path}")
+        assert "Place orders, read them, and change them." in drawn  # from /openapi.json

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
+import re
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -184,24 +187,60 @@ async def index(call: Call, context: Context) -> Reply:
 
 async def swagger(call: Call, context: Context) -> Reply:
     """The interface as a page to try calls on (Swagger UI)."""
-    return _page("SWAGGER")
+    return await _page(call, "SWAGGER")
 
 
 async def redoc(call: Call, context: Context) -> Reply:
     """The interface as a page to read (ReDoc)."""
-    return _page("REDOC")
+    return await _page(call, "REDOC")
+
+
+class _Page(NamedTuple):
+    """A page that does not change while the process runs: as it is, packed by gzip, and its tag."""
+
+    body: bytes
+    packed: bytes
+    tag: str
+
+
+#: What the pages are told apart from the template: a title, calls that can be tried at the first click, no logo.
+_TOLD = (
+    ("<title>SwaggerUI</title>", "<title>Expediter: try the API</title>"),
+    ("<title>ReDoc</title>", "<title>Expediter: the API</title>"),
+    ('layout: "StandaloneLayout",', 'layout: "StandaloneLayout", tryItOutEnabled: true, deepLinking: true,'),
+    ("https://cdn.redoc.ly/redoc/logo-mini-full.svg", "data:,"),
+    ("https://cdn.redoc.ly/redoc/logo-mini.svg", "data:,"),
+)
+#: They fetch nothing from elsewhere, whatever is in their scripts.
+_OWN_ORIGIN = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 
 
 @lru_cache
-def _template(name: str) -> bytes:
+def _template(name: str) -> _Page:
     # Imported on the first visit: it reads several megabytes of scripts, which most processes never need.
     from offapi import OpenAPITemplate
 
-    return OpenAPITemplate[name].value.format(spec_url="/openapi.json").encode()
+    text: str = OpenAPITemplate[name].value.format(spec_url="/openapi.json")
+    for found, told in _TOLD:
+        text = text.replace(found, told)
+    body = text.encode()
+    return _Page(body, gzip.compress(body, mtime=0), f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
-def _page(name: str) -> Reply:
-    return Reply(200, _template(name), [(b"content-type", b"text/html; charset=utf-8")])
+async def _page(call: Call, name: str) -> Reply:
+    page = await asyncio.to_thread(_template, name)
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-security-policy", _OWN_ORIGIN),
+        (b"cache-control", b"no-cache"),  # kept, and asked for again by its tag
+        (b"vary", b"accept-encoding"),
+        (b"etag", page.tag.encode()),
+    ]
+    if page.tag in (call.header(b"if-none-match") or ""):
+        return Reply(304, b"", headers)
+    if re.search(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|\s|$))", call.header(b"accept-encoding") or ""):
+        return Reply(200, page.packed, [*headers, (b"content-encoding", b"gzip")])
+    return Reply(200, page.body, headers)
 
 
 def _read(path: str, handler: Any, summary: str, answers: dict[int, Any]) -> Operation:
@@ -213,6 +252,6 @@ OPERATIONS = (
     _read("/health", health, "Health", {200: Health, 503: Health}),
     _read("/healthz", healthz, "Liveness", {200: Alive, 503: Alive}),
     _read("/readyz", readyz, "Readiness", {200: Alive, 503: Alive}),
-    _read("/docs", swagger, "The interface, to try", {200: "text/html; charset=utf-8"}),
-    _read("/redoc", redoc, "The interface, to read", {200: "text/html; charset=utf-8"}),
+    _read("/docs", swagger, "The interface, to try", {200: "text/html; charset=utf-8", 304: None}),
+    _read("/redoc", redoc, "The interface, to read", {200: "text/html; charset=utf-8", 304: None}),
 )
