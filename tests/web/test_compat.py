@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from auditing import wait_until
+from expediter.errors import DatabaseUnavailable
+from expediter.web.compat.tables import DELIVERY
+from expediter.web.compat.translation import Translation
 from servers import RedisServer
 from serving import ADMIN_PASSWORD, Serving
 
@@ -385,6 +389,46 @@ def test_a_list_of_deliveries_always_has_a_total(delivery: Serving) -> None:
     assert delivery.client.get("/api/v1/orders", params={"customer_id": "nobody"}).json()["total"] == 0
 
 
+def test_a_new_order_is_answered_without_a_further_look(delivery: Serving) -> None:
+    """It has its id at once; its attempts are shown to who reads it."""
+    order = placed(delivery, BURGER)
+    assert order["id"] == order["order_id"]
+    assert "payment_attempts" not in order
+    cancelled = delivery.client.post(f"/orders/{placed(delivery, BURGER)['order_id']}/cancel")
+    assert cancelled.status_code in (202, 409)
+
+
+class _Away:
+    """A store whose attempts cannot be read now."""
+
+    async def attempts(self, order_ids: list[str]) -> dict[str, list[Any]]:
+        raise DatabaseUnavailable("The database cannot be used now: it is frozen")
+
+
+async def test_what_cannot_be_read_now_is_503_in_the_clients_words() -> None:
+    """The order comes from the cache, and its attempts cannot be read: a refusal, not a broken answer."""
+
+    async def cached_order(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"application/json"), (b"x-request-id", b"r1"), (b"etag", b'"3"')]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"order_id": "A", "status": "confirmed"}'})
+
+    sent: list[dict[str, Any]] = []
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/orders/A", "query_string": b"", "headers": []}
+    translation = Translation(cached_order, DELIVERY, _Away())  # type: ignore[arg-type]
+    await translation(scope, None, keep)  # type: ignore[arg-type]
+    start, end = sent
+    headers = dict(start["headers"])
+    assert start["status"] == 503
+    assert headers[b"retry-after"]
+    assert headers[b"content-length"] == str(len(end["body"])).encode()
+    assert "cannot be used now" in json.loads(end["body"])["detail"]
+
+
 # The scalable order processing system.
 
 
@@ -426,6 +470,23 @@ def test_a_large_or_broken_body_is_refused_as_ever(request: pytest.FixtureReques
     headers = {"content-type": "application/json"}
     large = service.client.post("/orders", content=b" " * (1024 * 1024 + 1), headers=headers)
     assert large.status_code == 413
-    deep = service.client.post("/orders", content=b"[" * 100_000, headers=headers)
-    assert deep.status_code in (400, 422)
+    wrong = [
+        b"[" * 100_000,
+        b"[" * 1_000 + b"]" * 1_000,
+        b'{"items": 5}',
+        b'{"items": [5], "customer_name": "A"}',
+        b'{"items": {"a": 1}, "status": ["x"]}',
+        b'{"customer_name": "A", "items": [{"name": "Pen", "quantity": 1' + b"0" * 100 + b"}]}",
+        b'{"customer_name": "\\ud800", "items": [{"name": "Pen", "quantity": 1}]}',
+        b'{"customer_name": "A", "items": [{"name": "Pen", "quantity": NaN}]}',
+        '{"customer_name": "A", "items": [{"name": "Pen", "quantity": 1}]}'.encode("utf-16"),
+        b'{"items": [' + b"{}," * 200_000 + b"{}]}",
+        b'"text"',
+        b"\xff",
+        b"",
+    ]
+    for body in wrong:
+        refused = service.client.post("/orders", content=body, headers=headers)
+        assert refused.status_code in (400, 422), body[:100]
+        refused.json()
     assert service.client.post("/orders", json=PEN).status_code in (200, 201)

@@ -37,10 +37,10 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     all the way, by several moves in one transaction. `codes` has the status code of an answer by what was asked
     and by its code here; `refused` that of refusals. `naive_times`: times without their zone, which is UTC.
     `digits`: a quantity may be a text of digits. `lenient`: unknown keys and parameters are passed over.
-    `whole_lists`: a list without `limit` has all orders, and limits out of range are brought into it.
-    `counted`: a list always says how many orders there are. `empty_ids`: metrics without ids have an empty list.
-    `attempts`: an order has its payment attempts, and its id as `id`. `placed_as`: the status in the answer to a
-    new order. `deleted`: the message after a deletion.
+    `whole_lists`: a list without `limit` has all orders, and limits out of range are brought into it. `counted`: a
+    list always says how many orders there are. `empty_ids`: metrics without ids have an empty list. `attempts`: an
+    order that is read has its payment attempts, and each its id as `id`. `placed_as`: the status in the answer to
+    a new order. `deleted`: the message after a deletion.
     """
 
     canonical: bool = False

@@ -17,16 +17,17 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from expediter.errors import BadRequest
+from expediter.errors import BadRequest, ExpediterError
 from expediter.orders.documents import timestamp
-from expediter.orders.order import PaymentOutcome
+from expediter.orders.order import Attempt, PaymentOutcome
 from expediter.store.queries import Queries
 from expediter.store.submissions import PageQuery
 from expediter.web.api.pages import LIST_PARAMETERS, OFFSET_MAX, PAGE_SIZE_MAX, page_query
 from expediter.web.compat.dialect import Dialect, Kind, Refusals
-from expediter.web.faults import each_once, refuse_constant
+from expediter.web.faults import VALUES_MAX, each_once, refuse_constant
 from expediter.web.http import BODY_SECONDS_MAX, THROUGH, BodyTooLarge, BodyTooSlow, Call, to_json
 from expediter.web.payloads import ItemBody, OrderBody
+from expediter.web.problems import problem_reply
 
 #: Orders in a list without `limit`, at most; `next_offset` says where the rest begins.
 ALL_ORDERS_MAX = 10_000
@@ -67,6 +68,10 @@ def _raw(text: str) -> msgspec.Raw:
 
 # Numbers with a point stay as they are written.
 _read = msgspec.json.Decoder(float_hook=_raw).decode
+#: The same of what a client has sent, all numbers as they are written. Raises what is refused anyway.
+_read_once = partial(
+    json.loads, object_pairs_hook=each_once, parse_float=_raw, parse_int=_raw, parse_constant=refuse_constant
+)
 
 
 class Translation:
@@ -88,7 +93,7 @@ class Translation:
         if kind in (Kind.PLACE, Kind.CHANGE):
             receive = await self._with_body(scope, receive)
         everything = self._translate_query(kind, scope)
-        answer = _Answer(send, partial(self._translate, kind, scope, everything))
+        answer = _Answer(send, partial(self._answer, kind, scope, everything))
         await self._app(scope, receive, answer.take)
 
     def _kind(self, scope: Scope) -> Kind | None:
@@ -111,11 +116,13 @@ class Translation:
             return partial(_raise, BodyTooSlow())
         except (BadRequest, BodyTooLarge, BodyTooSlow) as error:
             return partial(_raise, error)
-        with suppress(ValueError, RecursionError, BadRequest):  # then it is refused as it is
-            asked = json.loads(body, object_pairs_hook=each_once, parse_float=_raw, parse_constant=refuse_constant)
-            if isinstance(asked, dict):
-                self._mean(asked)
-                body = msgspec.json.encode(asked)
+        # What cannot be read, or has more than anything here can have, is handed on and refused as it is.
+        if body.count(b",") + body.count(b"{") + body.count(b"[") <= VALUES_MAX:
+            with suppress(ValueError, RecursionError, BadRequest):
+                asked = _read_once(body.decode())
+                if isinstance(asked, dict):
+                    self._mean(asked)
+                    body = msgspec.json.encode(asked)
         return partial(_hand_on, body)
 
     def _mean(self, asked: Document) -> None:
@@ -123,7 +130,8 @@ class Translation:
         dialect = self._dialect
         if isinstance(word := asked.get("status"), str) and word.lower() in dialect.meant:
             asked["status"] = dialect.meant[word.lower()]
-        items = [item for item in asked.get("items") or () if isinstance(item, dict)]
+        listed = asked.get("items")
+        items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
         if dialect.digits:
             for item in items:
                 quantity = item.get("quantity")
@@ -158,6 +166,16 @@ class Translation:
         scope["query_string"] = urlencode(given).encode()
         return everything
 
+    async def _answer(self, kind: Kind, scope: Scope, everything: bool, start: Message, body: bytes) -> bytes:
+        """Translate an answer; where what it should have besides cannot be read now, the answer is that."""
+        try:
+            return await self._translate(kind, scope, everything, start, body)
+        except ExpediterError as error:
+            given = {name: value.decode() for name, value in start["headers"]}
+            reply = problem_reply(error, given.get("x-request-id", ""))
+            start["status"], start["headers"] = reply.status, reply.headers
+            return self._refusal(kind, start, reply.body)
+
     async def _translate(self, kind: Kind, scope: Scope, everything: bool, start: Message, body: bytes) -> bytes:
         """Change the head of an answer, and return its body, as the client knows them."""
         dialect = self._dialect
@@ -180,7 +198,8 @@ class Translation:
         elif kind is Kind.LIST:
             await self._translate_list(document, scope, everything)
         elif "status" in document:
-            await self._translate_orders([document])
+            # What was just placed or changed has no further look at the database that could fail.
+            await self._translate_orders([document], attempts=kind is Kind.GET)
             if kind is Kind.PLACE and dialect.placed_as:
                 document["status"] = dialect.placed_as
         return to_json(document)
@@ -192,7 +211,7 @@ class Translation:
             await self._add_the_rest(document, scope)
         if document["total"] is None and (dialect.counted or dialect.whole_lists):
             document["total"] = await self._queries.count(_filters(scope), COUNTED_MAX)
-        await self._translate_orders(orders)
+        await self._translate_orders(orders, attempts=True)
         if dialect.whole_lists:
             more = document["has_more"] and document["offset"] is not None
             document["count"] = len(orders)
@@ -215,11 +234,11 @@ class Translation:
         document["limit"] = document["page_size"] = ALL_ORDERS_MAX
         document["next_cursor"] = document["page"] = None
 
-    async def _translate_orders(self, orders: Sequence[Document]) -> None:
+    async def _translate_orders(self, orders: Sequence[Document], *, attempts: bool) -> None:
         dialect = self._dialect
-        attempts = {}
-        if dialect.attempts:
-            attempts = await self._queries.attempts([order["order_id"] for order in orders])
+        made: dict[str, list[Attempt]] = {}
+        if dialect.attempts and attempts:
+            made = await self._queries.attempts([order["order_id"] for order in orders])
         for order in orders:
             order["status"] = dialect.shown.get(order.get("status", ""), order.get("status"))
             if dialect.naive_times:
@@ -228,6 +247,7 @@ class Translation:
                         order[name] = value.removesuffix("Z")
             if dialect.attempts:
                 order["id"] = order["order_id"]
+            if dialect.attempts and attempts:
                 order["payment_attempts"] = [
                     {
                         "attempt_number": number,
@@ -236,7 +256,7 @@ class Translation:
                         "error": attempt.error,
                         "created_at": timestamp(attempt.started_at),
                     }
-                    for number, attempt in enumerate(attempts.get(order["order_id"], ()), 1)
+                    for number, attempt in enumerate(made.get(order["order_id"], ()), 1)
                 ]
 
     def _refusal(self, kind: Kind, start: Message, body: bytes) -> bytes:
