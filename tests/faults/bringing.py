@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from auditing import wait_until
 from enduring import Scene, wipe
 from expediter.backends.brokers import Topic, open_broker
 from expediter.errors import BrokerUnavailable
+from expediter.orders.order import MICROSECONDS
 from servers import MariadbServer, PostgresServer, RabbitServer, RedisServer, Server, in_thread, newest
 from serving import PATIENCE_SECONDS
 
@@ -226,21 +229,30 @@ def at(server: Server) -> list[str]:
     return ["-h", "127.0.0.1", port, str(server.port), user, server.user]
 
 
+HOUR = 3600
+#: A time of these years as the database has it, in a column or in the data of an event: microseconds.
+TIME = re.compile(r"\b1[78][0-9]{14}\b")
+
+
+def aged(backup: str, seconds: int) -> str:
+    """Return a backup as if it had been made so long ago: every time in it is earlier."""
+    return TIME.sub(lambda time: str(int(time[0]) - seconds * MICROSECONDS), backup)
+
+
 def dump(scene: Scene, backup: Path) -> None:
-    """Make a backup of the database beside the running service, as its operator would."""
+    """Make a backup of the database beside the running service, as its operator would; of an hour ago."""
     if scene.at.server is None:
-        with (
-            closing(sqlite3.connect(scene.folder / "orders.db")) as source,
-            closing(sqlite3.connect(backup)) as copy,
-        ):
-            source.backup(copy)
+        with closing(sqlite3.connect(scene.folder / "orders.db")) as source:
+            text = "\n".join(source.iterdump())
+        with closing(sqlite3.connect(backup)) as copy:
+            copy.executescript(aged(text, HOUR))
         return
     if isinstance(scene.server, PostgresServer):
         words = [tool("pg_dump"), *at(scene.server), scene.name]
     else:
         words = [tool("mariadb-dump"), *at(scene.server), "--single-transaction", scene.name]
-    with backup.open("wb") as out:
-        subprocess.run(words, stdout=out, check=True)
+    made = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    backup.write_text(aged(made.stdout, HOUR))
 
 
 def restore(scene: Scene, backup: Path) -> None:
@@ -262,7 +274,7 @@ def restore(scene: Scene, backup: Path) -> None:
 
 @contextmanager
 def restored(scene: Scene) -> Iterator[None]:
-    """Put an old backup in the place of the database: what came after it is gone, but for what was charged."""
+    """Put an hour-old backup in the place of the database: what came after it is gone, save what was charged."""
     backup = scene.folder / "backup"
     kept = set(scene.clients.accepted)
     dump(scene, backup)
@@ -270,6 +282,8 @@ def restored(scene: Scene) -> Iterator[None]:
     scene.kill()
     restore(scene, backup)
     scene.command("db", "restored")
+    ((newest,),) = scene.at.rows("SELECT MAX(at) FROM events")
+    assert newest < (time.time() - HOUR + 60) * MICROSECONDS, "the backup is younger than an hour"
     there = {row[0] for row in scene.at.rows("SELECT order_id FROM orders")}
     assert kept <= there, "what was accepted before the backup is not in it"
     scene.clients.lost |= set(scene.clients.accepted) - there

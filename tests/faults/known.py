@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bringing import (
+    HOUR,
     PASSES,
     alarmed,
     amid_waiting,
@@ -31,7 +32,7 @@ TAKEN, REFUSED, SOME, NOBODY = Meanwhile
 SICK = 60.0 if EVERYTHING else 13.0
 #: Seconds for which a server is away.
 AWAY = 4.0
-HOUR = 3600
+
 #: How often what takes long comes: in `make test` once.
 TWICE = 2 if EVERYTHING else 1
 SERVERS = ("postgresql", "mariadb")
@@ -71,7 +72,7 @@ DATABASE = (
     Fault("database read-only", read_only, REFUSED, AWAY, on=SERVERS),
     Fault("database killed", killed("database", part="database"), REFUSED, AWAY, on=SERVERS),
     Fault("database restarted", restarted, NOBODY, times=2, on=SERVERS),
-    Fault("an old backup restored", restored, NOBODY, quick=("sqlite",)),
+    Fault("an hour-old backup restored", restored, NOBODY, quick=("sqlite",)),
 )
 
 
