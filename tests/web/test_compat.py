@@ -184,6 +184,8 @@ def test_a_refusal_is_400_and_a_sentence(by_hand: Serving, body: dict[str, Any])
 def test_other_refusals_are_a_sentence(by_hand: Serving) -> None:
     """404, what is no JSON, a member that is given twice, and a status that there is not."""
     client = by_hand.client
+    # A Redis that has just started is asked again what it may have forgotten.
+    wait_until(lambda: client.get("/orders/ORD-none").status_code != 503)
     unknown = client.get("/orders/ORD-none")
     assert (unknown.status_code, unknown.json()) == (404, {"error": "Order not found"})
     json_type = {"content-type": "application/json"}
@@ -259,7 +261,11 @@ def test_a_deletion_is_told(cached: Serving, queued: Serving) -> None:
         wait_until(
             lambda service=service, order_id=order_id: service.client.get(f"/orders/{order_id}").status_code == 404
         )  # type: ignore[misc]
-        assert service.client.delete(f"/orders/{order_id}").status_code == 404
+        wait_until(
+            lambda service=service, order_id=order_id: (
+                service.client.delete(f"/orders/{order_id}").status_code == 404
+            )
+        )  # type: ignore[misc]
 
 
 def test_a_page_of_any_origin_may_call(by_hand: Serving, delivery: Serving) -> None:
