@@ -37,7 +37,6 @@ THROUGH = "expediter.through"
 JSON: Header = (b"content-type", b"application/json")
 
 _PASSED_OVER = ("_", "utm_")
-_WHOLE = re.compile(r"(?<=\d)\.0+$", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
 
@@ -253,11 +252,10 @@ def answer_reply(answer: Answer, *, replayed: bool) -> Reply:
 
 
 def whole_number(given: dict[str, str], name: str, low: int, high: int, default: int, faults: list[Fault]) -> int:
-    """Return a parameter as a whole number in [low, high] (5.0 is one, too); what is not one becomes a fault."""
+    """Return a parameter as a whole number in [low, high]; what is not one becomes a fault."""
     text = given.get(name)
     if text is None:
         return default
-    text = _WHOLE.sub("", text)
     if not text.isascii() or not text.isdigit() or len(text) > 18 or not low <= int(text) <= high:
         faults.append(Fault(name, f"must be a whole number from {low} to {high}"))
         return default
