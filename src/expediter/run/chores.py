@@ -104,7 +104,6 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
     findings.append(
         Finding("settings", "ok", read if not settings.compat else f"{read}, compat {settings.compat}")
     )
-    findings += [Finding("settings", "warning", sentence) for sentence in unknown_names()]
     try:
         await asyncio.to_thread(upgrade, settings.database)
     except ExpediterError as error:
@@ -118,6 +117,7 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
     else:
         findings.append(Finding("admin", "ok", "admin calls ask for the password"))
     findings[:] = [replace(each, detail=in_users_words(each.detail, settings)) for each in findings]
+    findings[1:1] = [Finding("settings", "warning", sentence) for sentence in unknown_names()]
 
 
 async def _examine_parts(settings: Settings, findings: list[Finding], *, stored: bool) -> None:

@@ -200,6 +200,8 @@ class Translation:
         elif "status" in document:
             # What was just placed or changed has no further look at the database that could fail.
             await self._translate_orders([document], attempts=kind is Kind.GET)
+            if kind is Kind.PLACE and dialect.attempts:
+                document["payment_attempts"] = []
             if kind is Kind.PLACE and dialect.placed_as:
                 document["status"] = dialect.placed_as
         return to_json(document)
