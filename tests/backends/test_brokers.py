@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aio_pika
@@ -675,6 +675,91 @@ async def test_a_queue_of_another_form_is_named_with_what_to_do(rabbitmq: Rabbit
         return True
 
     await until(published)
+    await at.close()
+
+
+@asynccontextmanager
+async def turning_away(port: int, times: int) -> AsyncIterator[int]:
+    """The port of a RabbitMQ whose first confirmations are nacks: the same frame but for the method's number."""
+    left = times
+    ack, nack = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
+    passing: set[asyncio.Task[None]] = set()
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, answers: bool) -> None:
+        nonlocal left
+        with suppress(ConnectionError):
+            while data := await source.read(1 << 16):
+                found = min(left, data.count(ack)) if answers else 0
+                left -= found
+                target.write(data.replace(ack, nack, found))
+        target.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        passing.add(asyncio.create_task(pass_on(reader, far_writer, answers=False)))
+        passing.add(asyncio.create_task(pass_on(far_reader, writer, answers=True)))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in passing:
+            task.cancel()
+        if passing:
+            await asyncio.wait(passing)
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, True), (3, True), (4, False)])
+async def test_a_message_that_is_turned_away_for_a_moment_is_sent_again(
+    rabbitmq: RabbitServer, times: int, kept: bool
+) -> None:
+    """RabbitMQ: three nacks are borne with, as a queue gives them that has just been made; then it is said."""
+    at = At(rabbitmq)
+    async with turning_away(rabbitmq.port, times) as port:
+        broker = at.broker(url=at.url.replace(f":{rabbitmq.port}/", f":{port}/"))
+        if kept:
+            await publish(broker, "one")
+            assert broker.failing is None
+        else:
+            with pytest.raises(BrokerUnavailable, match="turns messages away"):
+                await publish(broker, "one")
+            assert "turns messages away" in str(broker.failing)
+        await publish(broker, "two")
+        assert broker.failing is None
+        found = bodies(await receive(broker, 1))
+        while "two" not in found:  # what was turned away here had been kept in truth
+            found += bodies(await receive(broker, 1))
+        await at.close()
+    assert set(found) == {"one", "two"}
+
+
+async def test_a_full_queue_turns_messages_away_and_says_so(rabbitmq: RabbitServer) -> None:
+    """RabbitMQ: a policy of the operator's bounds the queue; there is room again after work."""
+    at = At(rabbitmq)
+    broker = at.broker()
+    bound = '{"max-length": 1, "overflow": "reject-publish"}'
+    words = ("set_policy", "--apply-to", "queues", at.queue, f"^{at.queue}$", bound)
+    await asyncio.to_thread(rabbitmq.control, *words)
+
+    async def full() -> bool:
+        try:
+            with within(2.5):
+                await publish(broker, "order")
+        except BrokerUnavailable as error:
+            return "turns messages away: the queue is full by a policy" in str(error)
+        return False
+
+    await until(full)
+    assert "turns messages away" in str(broker.failing)
+
+    async def room() -> bool:
+        await broker.acknowledge(Topic.COMMANDS, await receive(broker, 1))
+        await publish(broker, "another")
+        return True
+
+    await until(room)
+    await asyncio.to_thread(rabbitmq.control, "clear_policy", at.queue)
     await at.close()
 
 

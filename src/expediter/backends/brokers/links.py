@@ -16,7 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 import aio_pika
 from aio_pika.abc import AbstractChannel
 from aio_pika.connection import make_url
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelInvalidStateError,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    PublishError,
+)
 
 from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Topic
 from expediter.backends.tasks import Pauses
@@ -206,4 +212,6 @@ def explained(error: BaseException, topic: Topic) -> str:
             f"a queue is there in another form: delete it, or set another RABBITMQ_QUEUE_NAME ({error}); "
             "commands in it must be worked off first"
         )
+    if isinstance(error, DeliveryError) and not isinstance(error, PublishError):
+        return "RabbitMQ turns messages away: the queue is full by a policy, or has no leader now"
     return f"RabbitMQ cannot be used now: {reason(error)}"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aio_pika.exceptions import ChannelNotFoundEntity, PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 
 from expediter.backends.brokers import Delivery, Depth, Reach, Topic, Way
 from expediter.backends.brokers.links import CONNECT_SECONDS_MAX, TROUBLES, Link, Queues, explained
@@ -25,6 +25,8 @@ from expediter.errors import BrokerUnavailable, ConfigurationError
 
 #: Seconds that the publishing of a message may take, reconnecting included.
 PUBLISH_SECONDS_MAX = {Topic.COMMANDS: 2.5, Topic.HINTS: 0.25}
+#: Seconds until a message that RabbitMQ turned away is sent again; after the last it is refused.
+NACK_PAUSES = (0.02, 0.05, 0.1)
 #: Seconds that any other answer may take.
 ANSWER_SECONDS_MAX = 5.0
 #: Seconds that one `receive` waits for a message, at most.
@@ -137,8 +139,14 @@ class RabbitBroker:
             await self._publish(self._publishing[topic], "", self._queues.of(topic), _message(body))
 
     async def _publish(self, link: Link, exchange: str, queue: str, message: aio_pika.Message) -> None:
-        """Publish; where the queue is gone it is made, and the message sent again: nobody had it."""
-        for last in (False, True):
+        """Publish; where the queue is gone it is made, and the message sent again: nobody had it.
+
+        So is one that RabbitMQ turns away (a nack), as it does for a moment where a queue has just been made or
+        has no leader. Should a part of the queue's members have kept it, it comes twice, like all redelivered.
+        """
+        pauses = iter(NACK_PAUSES)
+        made = False
+        while True:
             channel = await link.channel(patient=False)
             await link.unblocked()
             place = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
@@ -146,8 +154,15 @@ class RabbitBroker:
                 await place.publish(message, queue, mandatory=True)
                 return
             except (PublishError, ChannelNotFoundEntity):
-                if last:
+                if made:
                     raise
+                made = True
+            except DeliveryError:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+                continue
             try:
                 if not channel.is_closed:  # else the next one declares
                     await link.declare(channel)
