@@ -32,7 +32,10 @@ ExpediterError
 ├── RequestFailed          a bug kept one request of several from being carried out
 ├── RequestRefused         a refusal that only HTTP knows, with its status (web/problems.py)
 ├── AddressTaken           the address to listen on cannot be had now
-├── NotUp                  `up` and `down`: it is up already, or cannot be stopped (run/background.py)
+├── NotUp                  `up`, `down`, `restart`: it is up already, or cannot be stopped (run/background.py)
+├── NoLogs                 there is no log to show (run/logfiles.py)
+├── NotAnswered            the command line asked a service, and none answered (run/asking.py)
+├── Refused                it answered, and refused
 └── ConfigurationError     a setting is wrong; the message says which and what to do
 
 The HTTP status of each stands in one table in `web/problems.py`.
@@ -228,6 +231,10 @@ class FulfilmentRefused(FulfilmentError):
 
 class FulfilmentUnavailable(FulfilmentError):
     """The fulfiller did not take the request; try again."""
+
+
+class Refused(ExpediterError):
+    """What the command line asked for was refused: the service's own words, each fault on a line."""
 
 
 class ConfigurationError(ExpediterError):

@@ -10,14 +10,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 from urllib.parse import urlsplit
 
 from expediter.errors import ConfigurationError, ExpediterError
-from expediter.run.processes import PROGRAM, STOP_SECONDS_MARGIN, USAGE
+from expediter.run.processes import PROGRAM, READY_SECONDS_MAX, RENEW_SIGNAL, STOP_SECONDS_MARGIN, USAGE
+from expediter.run.state import STATE_FILE, read_state
 
 #: Seconds in which `up` must see the service ready.
 UP_SECONDS_MAX = 30.0
@@ -89,7 +90,8 @@ class PidFile:
         if self.path.exists():
             with self._alone():
                 if self.holder() is None:
-                    for path in (self.path, *process_files(self.path.parent)):
+                    state = self.path.with_name(STATE_FILE)
+                    for path in (self.path, state, *process_files(self.path.parent)):
                         path.unlink(missing_ok=True)
 
     @contextmanager
@@ -147,7 +149,7 @@ def launch(arguments: Sequence[str], pid_file: PidFile, *, drain_seconds: float)
             with suppress(TimeoutError), ours.makefile("rb") as reports:
                 report: list[str] = json.loads(reports.readline() or "{}").get("ready", [])
                 while report and process.poll() is None and time.monotonic() < deadline:
-                    if _is_ready(report[0], deadline - time.monotonic()):
+                    if is_ready(report[0], deadline - time.monotonic()):
                         return report
                     time.sleep(LOOK_SECONDS)
             late = time.monotonic() >= deadline
@@ -169,7 +171,8 @@ def _end(process: subprocess.Popen[bytes], drain_seconds: float) -> int:
         return process.wait()
 
 
-def _is_ready(address: str, seconds_max: float) -> bool:
+def is_ready(address: str, seconds_max: float) -> bool:
+    """Tell whether the service at this address says within `seconds_max` that it is ready."""
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(
         parts.hostname or "", parts.port, timeout=max(seconds_max, LOOK_SECONDS)
@@ -218,6 +221,37 @@ def stop(pid_file: PidFile, *, drain_seconds: float) -> str | None:
             return ", ".join([*names, f"supervisor (pid {pid})"])
     pid_file.clear()
     return None
+
+
+def restart(pid_file: PidFile, *, drain_seconds: float, told: Callable[[int, int], None]) -> list[str]:
+    """Have the supervisor renew its processes one after the other, and return their names.
+
+    `told` hears how many of how many are done. Raises NotUp if nothing is up, or if it was broken off.
+    """
+    run_dir = pid_file.path.parent
+    pid, before = pid_file.holder(), read_state(run_dir)
+    if pid is None or before is None:
+        raise NotUp(f"Nothing is up ({pid_file.path}); `expediter up` starts it")
+    if before.restart.under_way:
+        raise NotUp("A restart is under way already; `expediter status` shows how far it is")
+    each = READY_SECONDS_MAX + drain_seconds + 2 * STOP_SECONDS_MARGIN
+    try:
+        os.kill(pid, RENEW_SIGNAL)
+    except PermissionError as error:
+        raise NotUp(f"Expediter (pid {pid}) belongs to another user and cannot be restarted") from error
+    deadline = time.monotonic() + each * (1 + len(before.processes))
+    while time.monotonic() < deadline:
+        if pid_file.holder() != pid:
+            raise NotUp("Expediter has ended meanwhile; `expediter up` starts it")
+        state = read_state(run_dir)
+        if state is not None and state.restart.number > before.restart.number:
+            told(len(state.restart.done), len(state.processes))
+            if not state.restart.under_way:
+                if state.restart.failed:
+                    raise NotUp(f"{state.restart.failed}. What is not renewed goes on as it was")
+                return state.restart.done
+        time.sleep(LOOK_SECONDS)
+    raise NotUp(f"Expediter (pid {pid}) was asked to renew its processes and has not done it; see its log")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -1,0 +1,148 @@
+"""The commands that look after a database and its settings, beside a running service or without one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expediter.errors import ConfigurationError
+from expediter.run.cli.output import command, print_json, print_line, progress_bar, run_to_end, settings_of
+from expediter.settings import effective
+
+app = typer.Typer()
+cache_app = typer.Typer()
+db_app = typer.Typer()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@command(app, "config", "--env-file production.env config --json")
+def config(as_json: AsJson = False) -> None:
+    """Show every setting as it counts, and where it comes from; secrets as stars."""
+    found = effective(settings_of())
+    if as_json:
+        print_json([each._asdict() for each in found])
+        return
+    width = max(len(each.name) for each in found)
+    for each in found:
+        print_line(f"{each.name:<{width}}  {each.value or '-'}  ({each.source})")
+
+
+@command(app, "doctor", "doctor --json")
+def doctor(as_json: AsJson = False) -> None:
+    """Check the settings, what can be reached, and how durable it is."""
+    from expediter.run import chores
+    from expediter.upkeep.doctor import Finding
+
+    findings: list[Finding] = []
+    run_to_end(chores.examine(settings_of(), findings))
+    if as_json:
+        print_json(findings)
+    else:
+        for finding in findings:
+            print_line(f"{finding.verdict:<7}  {finding.what:<12} {finding.detail}")
+    if any(finding.verdict == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+@command(app, "verify", "verify --json", "verify --ledger ledger.jsonl")
+def verify(
+    ledger: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The simulated gateway's ledger, to compare.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold everything that is stored against the conservation laws; exit 1 and name what breaks one."""
+    from expediter.orders.laws import Verified
+    from expediter.run import chores
+
+    found: list[Verified] = []
+    progress, advance = progress_bar(total=None, what="Verifying")
+    with progress:
+        run_to_end(chores.verify_database(settings_of(), ledger, advance, found))
+    (verified,) = found
+    if as_json:
+        print_json(verified)
+    else:
+        for breach in verified.breaches:
+            print_line(f"{breach.order_id or '-'}: {breach.law}")
+        print_line(f"{verified.orders} orders, {verified.found} breaches of the laws")
+    if verified.found:
+        raise typer.Exit(1)
+
+
+@command(app, "seed --count 1000")
+def seed(count: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many orders.")] = 100) -> None:
+    """Make up orders and store them."""
+    from expediter.run import chores
+
+    progress, advance = progress_bar(total=count, what="Seeding")
+    with progress:
+        run_to_end(chores.seed(settings_of(), count, advance))
+    print_line(f"Created {count} orders")
+
+
+@command(app, "clear", "clear --yes")
+def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove every order and everything that belongs to one."""
+    from expediter.run import chores
+
+    settings = settings_of()
+    if not yes:
+        where = chores.database_name(settings)
+        if not sys.stdin.isatty():
+            raise ConfigurationError(f"Nobody can be asked here: `clear --yes` removes every order from {where}")
+        typer.confirm(f"Remove every order from {where}?", abort=True, err=True)
+    found: list[int] = []
+    run_to_end(chores.clear(settings, found.append))
+    print_line(f"Removed {found[0]} orders")
+
+
+@command(app, "archive /var/backups/orders --older-than 90")
+def archive(
+    folder: Annotated[Path, typer.Argument(help="Where the file is made.")],
+    older_than: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Days that an order is at rest.")] = 90,
+) -> None:
+    """Move the history of orders long at rest out of the database into a file; the orders stay."""
+    from expediter.run import chores
+    from expediter.upkeep.archive import Archived
+
+    found: list[Archived] = []
+    progress, advance = progress_bar(total=None, what="Archiving")
+    with progress:
+        run_to_end(chores.move_to_archive(settings_of(), folder, older_than, advance, found))
+    (moved,) = found
+    if moved.path is None:
+        print_line(f"No order with a history here has been at rest for {older_than:g} days")
+    else:
+        print_line(f"Moved {moved.events} events of {moved.orders} orders to {moved.path}")
+
+
+@command(cache_app, "cache reset", name="reset")
+def cache_reset() -> None:
+    """Empty the cache of every process on this database."""
+    from expediter.run import chores
+
+    run_to_end(chores.reset_cache(settings_of()))
+    print_line("Every cache of this database is emptied before its next use")
+
+
+@command(db_app, "db upgrade", name="upgrade")
+def db_upgrade() -> None:
+    """Bring the database's structure to this version; other commands do it by themselves."""
+    from expediter.run import chores
+
+    changed = chores.upgrade_database(settings_of())
+    print_line("The database was upgraded" if changed else "The database is up to date")
+
+
+@command(db_app, "db restored", name="restored")
+def db_restored() -> None:
+    """Say that the database was restored from a backup: what was accepted before and is not stored is dropped."""
+    from expediter.run import chores
+
+    run_to_end(chores.begin_anew(settings_of()))
+    print_line("What was accepted before and is not stored is dropped, and every cache is emptied")
