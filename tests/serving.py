@@ -130,7 +130,7 @@ class Serving(Program):
         super().__init__(folder, "serve", *arguments, **settings)
         self._attending = attending(folder, settings)
         try:
-            self.url = self.wait_for(r"listens on (http://\S+)")[1]
+            self.url = self.wait_for(r'listens on (http://[^\s"]+)')[1]
             self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
             self._wait_until_ready()
         except BaseException:

@@ -2,11 +2,13 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -131,23 +133,53 @@ def test_every_setting_is_in_a_table() -> None:
     assert not missing, f"add a row to the settings table for: {missing}"
 
 
+def written_by(name: str) -> ModuleType:
+    """Return a script of docs/."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
 def test_the_lifecycle_is_drawn_from_its_table() -> None:
     """The drawing in the README and in the docs is the one that the table gives; `make docs` renews it."""
-    spec = importlib.util.spec_from_file_location("lifecycle", ROOT / "docs" / "lifecycle.py")
-    assert spec is not None and spec.loader is not None
-    lifecycle = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lifecycle)
+    lifecycle = written_by("lifecycle")
     for document in lifecycle.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
 
 
+def test_the_page_of_commands_is_what_their_help_says() -> None:
+    """docs/commands.md has the help of every command; `make docs` writes it."""
+    script = written_by("commands")
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    assert script.BEGIN + script.written() + script.END in text, "run make docs"
+    assert {"expediter restart", "expediter orders watch"} < {name for name, _ in script.commands()}
+
+
+def test_every_help_ends_with_an_example_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command's help ends with examples of that very command, which its own parser takes."""
+    script = written_by("commands")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ledger.jsonl").touch()  # the file that an example names
+    for name, command in script.commands():
+        examples = script.examples(command)
+        assert examples, f"{name} has no example"
+        for example in examples:
+            words = shlex.split(example.partition(" | ")[0])
+            if name == "expediter":
+                continue  # its example is another command's
+            if words[1] == "--env-file":
+                del words[1:3]
+            start = len(name.split())
+            assert words[:start] == name.split(), example
+            command.make_context(name, words[start:])
+
+
 def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
     """The tables in docs/coming-from.md are those of tests/promises.py; `make docs` writes them."""
-    spec = importlib.util.spec_from_file_location("promises_document", ROOT / "docs" / "promises.py")
-    assert spec is not None and spec.loader is not None
-    document = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(document)
+    document = written_by("promises")
     text = document.DOCUMENT.read_text(encoding="utf-8")
     assert document.written(text) == text, "run make docs"
     assert text.count("| `") > 56

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import socket
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,17 +102,87 @@ def test_a_running_service_works_off_what_seed_makes(folder: Path) -> None:
         wait_until(lambda: service.client.get("/orders/metrics").json()["completed"]["count"] == 30)
 
 
+def at_a_terminal(folder: Path, *arguments: str, typed: str) -> tuple[int, str]:
+    """Run a command at a terminal where `typed` is typed; return its exit status and what the terminal shows."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "expediter", *arguments],
+        cwd=folder,
+        env=environment(folder, TERM="xterm", COLUMNS="200"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    os.write(ours, typed.encode())
+    with suppress(OSError):  # the other end is closed: the program has ended
+        while data := os.read(ours, 4096):
+            shown += data
+    os.close(ours)
+    return process.wait(COMMAND_SECONDS_MAX), shown.decode()
+
+
 def test_clear_asks_first(folder: Path) -> None:
-    """`clear` removes nothing unless it is told yes."""
+    """`clear` asks a person at a terminal, and removes nothing unless it is told yes."""
     run(folder, "seed", "--count", "5")
-    for answer in ("n\n", ""):
-        ended = run(folder, "clear", answer=answer)
-        assert (ended.returncode, ended.stdout.strip()) == (1, "")
-        assert "Remove every order" in ended.stderr
-        assert len(order_ids(folder)) == 5
-    ended = run(folder, "clear", answer="y\n")
-    assert (ended.returncode, ended.stdout.strip()) == (0, "Removed 5 orders")
+    status, shown = at_a_terminal(folder, "clear", typed="n\n")
+    assert status == 1
+    assert f"Remove every order from SQLite {sqlite3.sqlite_version}, {folder}/orders.db?" in shown
+    assert len(order_ids(folder)) == 5
+    status, shown = at_a_terminal(folder, "clear", typed="y\n")
+    assert status == 0
+    assert "Removed 5 orders" in shown
     assert order_ids(folder) == set()
+
+
+def test_clear_without_a_terminal_names_the_option(folder: Path) -> None:
+    """Where nobody can be asked nothing is removed, whatever is piped in, and `--yes` is named."""
+    run(folder, "seed", "--count", "5")
+    assert_refused(run(folder, "clear", answer="y\n"), "Nobody can be asked here", "`clear --yes`")
+    assert len(order_ids(folder)) == 5
+
+
+def test_up_shows_that_it_is_under_way(folder: Path) -> None:
+    """At a terminal something moves while `up` starts its processes, and the address is printed at the end."""
+    try:
+        status, shown = at_a_terminal(folder, "up", typed="")
+        assert status == 0, shown
+        assert "Starting 5 processes" in shown
+        assert "Expediter is up at http://127.0.0.1:" in shown
+    finally:
+        ended = run(folder, "down")
+    assert ended.stdout.startswith("Stopped api-1 (pid ")
+    assert ended.stderr == ""
+
+
+def test_the_shell_completes_commands_and_values(folder: Path) -> None:
+    """What `--install-completion` sets up completes commands, options and statuses."""
+    for words, word, found in (
+        ("expediter orders wa", 2, "watch"),
+        ("expediter serve --proc", 2, "--processes"),
+        ("expediter orders list --status compl", 4, "completed"),
+    ):
+        asked = {"_EXPEDITER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(word)}
+        ended = subprocess.run(
+            [Path(sys.executable).with_name("expediter")],
+            env=environment(folder, **asked),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS_MAX,
+            check=False,
+        )
+        assert ended.stdout.split() == [found], ended.stderr
+
+
+def test_work_takes_as_many_jobs_as_it_is_told(folder: Path) -> None:
+    """`work --concurrency 7` works off seven jobs at once, whatever the settings say."""
+    worker = Program(folder, "work", "--concurrency", "7", WORKER_COUNT="3")
+    try:
+        worker.wait_for("7 at once")
+    finally:
+        assert worker.stop() == 0
 
 
 def test_clear_empties_everything_at_once(folder: Path) -> None:
@@ -340,15 +414,21 @@ def test_work_ends_on_a_signal(folder: Path) -> None:
 
 
 def test_logs_can_be_json(folder: Path) -> None:
-    """With LOG_FORMAT=json every log line after the opening lines is one JSON object."""
+    """With LOG_FORMAT=json every line is one JSON object: the opening, the log, and why the program ends."""
     with Serving(folder, LOG_FORMAT="json", PAYMENT_GATEWAY="simulated") as service:
         order = ORDER | {"order_id": "A1"}
         service.client.post("/orders", json=order)
         service.until_rest("A1")
         assert service.stop() == 0
-    opening = next(index for index, line in enumerate(service.log) if "/docs" in line)
-    for line in service.log[opening + 1 :]:
+    opening = json.loads(service.log[0])
+    assert opening["address"] == service.url
+    assert opening["orders"].startswith("SQLite")
+    assert opening["workers"] == "in this process, 100 at once"
+    for line in service.log:
         assert "event" in json.loads(line)
+    refused = run(folder, "serve", LOG_FORMAT="json", HOST="0.0.0.0")
+    assert refused.returncode == 2
+    assert json.loads(refused.stderr)["level"] == "error"
 
 
 def test_settings_are_shown_and_read_from_a_named_file(folder: Path) -> None:

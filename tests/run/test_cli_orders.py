@@ -181,7 +181,7 @@ def test_the_terminal_speaks_no_dialect(folder: Path, compat: str) -> None:
 
 
 def test_queued_changes_go_through_the_broker(folder: Path, redis_server: RedisServer) -> None:
-    """With INTAKE=queued an order is with the broker when it is placed, shown until it is stored, and then worked off."""
+    """With INTAKE=queued an order is placed with the broker, shown while it waits there, and then worked off."""
     url = redis_server.new_database()
     settings = {"INTAKE": "queued", "BROKER_URL": url, "REDIS_URL": url}
     terminal = Terminal(folder, **settings)

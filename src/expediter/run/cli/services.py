@@ -202,7 +202,10 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what runs, since when, what waits in the queue, and the breaker; exit status 1 if nothing is up or a part has failed."""
+    """Show what runs, since when, what waits in the queue, and the breaker.
+
+    The exit status is 1 if nothing is up, or a part has failed.
+    """
     from expediter.run import looking
 
     settings = settings_of()
