@@ -18,10 +18,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from expediter.errors import ConfigurationError, ExpediterError, Refused, reason
-from expediter.run.service import open_service
-from expediter.run.serving import context_of
 from expediter.settings import Compat, Settings
-from expediter.web import create_app
 
 #: Amounts keep the digits that they are written with.
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -199,6 +196,11 @@ async def opened(settings: Settings, url: str | None) -> AsyncIterator[Client]:
     if url is not None:
         yield Client(Remote(url))
         return
+    # Who asks at an address need not wait until all of this is loaded.
+    from expediter.run.service import open_service
+    from expediter.run.serving import context_of
+    from expediter.web import create_app
+
     # Its answers are read here, so nobody's dialect: what the dialect's settings say of new orders stays.
     plain = settings.model_copy(update={"compat": Compat.NONE})
     async with open_service(plain, working=False) as service:
