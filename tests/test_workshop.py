@@ -7,13 +7,16 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from expediter.settings import Settings
+from expediter.settings import Settings, load_settings
+from expediter.settings.fields import OTHERWISE
+from expediter.settings.reading import effective
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt", "bench/requirements.txt")
@@ -60,19 +63,33 @@ def project() -> dict[str, list[str]]:
     }
 
 
-def settings_named_in_tables() -> set[str]:
-    """Collect the `NAMES` in the rows of every table of the README and the docs."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    rows = [
-        line
-        for document in documents
-        for line in document.read_text(encoding="utf-8").splitlines()
-        if line.lstrip().startswith("|")
-    ]
-    return {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]*)`", row)}
+def drawing(name: str) -> ModuleType:
+    """Load the script in docs/ that draws a document."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the anchor of each heading, as GitHub makes it: lower case, without signs, blanks as dashes."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+@pytest.fixture
+def nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting is given: a folder without `.env`, and an environment without their names."""
+    monkeypatch.chdir(tmp_path)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -125,18 +142,47 @@ def test_the_example_environment_holds_every_setting_and_nothing_else() -> None:
     assert sorted(ASSIGNMENT.findall(read(".env.example"))) == sorted(SETTINGS)
 
 
-def test_every_setting_is_in_a_table() -> None:
-    """Each setting has a row in a table of the README or of the docs."""
-    missing = sorted(SETTINGS - settings_named_in_tables())
-    assert not missing, f"add a row to the settings table for: {missing}"
+@pytest.mark.usefixtures("nothing_given")
+def test_the_example_environment_is_what_counts_without_it() -> None:
+    """`.env.example` with every line switched on is read, and changes nothing."""
+    without = load_settings()
+    switched_on = re.sub(r"^# ([A-Z][A-Z0-9_]*=)", r"\1", read(".env.example"), flags=re.M)
+    Path(".env").write_text(switched_on, encoding="utf-8")
+    given = load_settings()
+    assert {each.source for each in effective(given) if each.value} == {".env"}
+    assert given.model_copy(update=dict.fromkeys(OTHERWISE)) == without.model_copy(update=dict.fromkeys(OTHERWISE))
+    assert given.database == without.database
+
+
+@pytest.mark.usefixtures("nothing_given")
+def test_every_setting_is_on_its_page() -> None:
+    """docs/settings.md has one row for each setting, with its default and what it is."""
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (?:`(.*?)`)? \| .*? \| (.+) \|$", read("docs/settings.md"), re.M)
+    assert sorted(name for name, _, _ in rows) == sorted(SETTINGS)
+    own = {each.name: each.value for each in effective(load_settings())}
+    for name, default, _ in rows:
+        assert default == (own[name] or OTHERWISE.get(name.lower(), "")), name
+
+
+@pytest.mark.usefixtures("nothing_given")
+def test_what_counts_otherwise_is_so() -> None:
+    """Where a field only says that nothing is given, the page has the default that counts."""
+    assert load_settings().database == OTHERWISE["database_url"]
+    assert load_settings(redis_host="cache").redis == f"redis://cache:{OTHERWISE['redis_port']}"
+    password, port = OTHERWISE["rabbitmq_password"], OTHERWISE["rabbitmq_port"]
+    assert load_settings(rabbitmq_host="queue").broker == f"amqp://guest:{password}@queue:{port}/"
+
+
+def test_the_settings_are_written_from_their_fields() -> None:
+    """docs/settings.md and `.env.example` are what the fields give; `make docs` renews them."""
+    for document, written in drawing("settings").DOCUMENTS.items():
+        assert document.read_text(encoding="utf-8") == written(), f"run make docs for {document.name}"
 
 
 def test_the_lifecycle_is_drawn_from_its_table() -> None:
-    """The drawing in the README and in the docs is the one that the table gives; `make docs` renews it."""
-    spec = importlib.util.spec_from_file_location("lifecycle", ROOT / "docs" / "lifecycle.py")
-    assert spec is not None and spec.loader is not None
-    lifecycle = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lifecycle)
+    """The drawing in the docs is the one that the table gives; `make docs` renews it."""
+    lifecycle = drawing("lifecycle")
+    assert lifecycle.DOCUMENTS
     for document in lifecycle.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
@@ -144,13 +190,23 @@ def test_the_lifecycle_is_drawn_from_its_table() -> None:
 
 def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
     """The tables in docs/coming-from.md are those of tests/promises.py; `make docs` writes them."""
-    spec = importlib.util.spec_from_file_location("promises_document", ROOT / "docs" / "promises.py")
-    assert spec is not None and spec.loader is not None
-    document = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(document)
+    document = drawing("promises")
     text = document.DOCUMENT.read_text(encoding="utf-8")
     assert document.written(text) == text, "run make docs"
     assert text.count("| `") > 56
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(document: Path) -> None:
+    """A relative link names a file that is there, and a heading in it."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link:
+            place, _, anchor = link.partition("#")
+            target = (document.parent / place).resolve() if place else document
+            assert target.exists(), link
+            assert target.is_relative_to(ROOT), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:
