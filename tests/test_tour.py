@@ -91,6 +91,11 @@ def run(command: str, service: Serving, folder: Path) -> str:
     return ended.stdout.replace("\r", "")
 
 
+def body(printed: str) -> str:
+    """Return what `curl -i` printed below the headers."""
+    return printed.partition("\n\n")[2]
+
+
 def is_idle(service: Serving) -> bool:
     """Whether nothing more happens to any order until somebody asks for it, or reports what they have done."""
     orders = service.client.get("/orders").json()["orders"]
@@ -120,6 +125,7 @@ def test_the_tour_works_at_a_persons_speed(
             missing(program)
     with ExitStack() as running:
         service = running.enter_context(serving(tmp_path, gateway | (STEPS[0].starts or {})))
+        printed = ""
         for step in STEPS[1:]:
             if step.is_first or not by_blocks:
                 wait_until(partial(is_idle, service))
@@ -128,8 +134,9 @@ def test_the_tour_works_at_a_persons_speed(
                 assert service.stop(ending) == (0 if ending is signal.SIGINT else -ending)
                 service = running.enter_context(serving(tmp_path, gateway | step.starts))
                 continue
-            printed = run(step.command, service, tmp_path)
+            before, printed = printed, run(step.command, service, tmp_path)
             assert step.is_shown_in(printed), f"{step.command}\nis to print\n{step.prints}and printed\n{printed}"
+            assert "replayed" not in step.prints or body(printed) == body(before)
             assert ("urn:expediter:problem" in printed) == ('"status":4' in step.prints), printed
         look_around(service)
 
@@ -144,7 +151,7 @@ def look_around(service: Serving) -> None:
     )
     assert placed.status_code == 201
     pages = re.findall(rf"(?:`|{ADDRESS})(/[a-z/]+)[`>]", TOUR)
-    assert {"/docs", "/health", "/orders/status"} <= set(pages)
+    assert {"/docs", "/health", "/orders/metrics"} <= set(pages)
     assert {page: service.client.get(page).status_code for page in pages} == dict.fromkeys(pages, 200)
 
 
