@@ -196,6 +196,38 @@ def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
     assert text.count("| `") > 56
 
 
+#: What the rows of docs/limits.md say first, and the constants behind it.
+BEHIND_LIMITS = {
+    "body": ["web.http.BODY_BYTES_MAX", "web.http.BODY_SECONDS_MAX"],
+    "headers": ["web.http.HEADER_BYTES_MAX", "web.server.connections.HEADER_SECONDS_MAX"],
+    "JSON nesting": ["web.faults.DEPTH_MAX"],
+    "lines of an order": ["orders.order.LINES_MAX"],
+    "amount, price": ["orders.money.AMOUNT_MINOR_MAX"],
+    "`metadata`": ["web.payloads.METADATA_ENTRIES_MAX"],
+    "page": ["web.api.pages.PAGE_SIZE_MAX"],
+    "`offset`": ["web.api.pages.OFFSET_MAX"],
+    "requests waiting to be stored": ["store.gathering.QUEUE_REQUESTS_MAX"],
+    "documents on one page": ["store.queries.PAGE_BYTES_MAX"],
+    "rows in a batch; one row of NDJSON": ["web.api.batch.ROWS_MAX", "web.api.batch.BODY_BYTES_MAX"],
+    "errors listed in one refusal": ["errors.FAULTS_MAX"],
+    "ids in `/orders/metrics` and `/orders/status`": ["web.api.progress.IDS_MAX"],
+    "claims of a job without an outcome": ["work.worker.CLAIMS_MAX"],
+}
+
+
+def test_the_limits_of_callers_are_those_of_the_code() -> None:
+    """Each row of docs/limits.md has the values of the constants behind it."""
+    units = {"KiB": 1024, "MiB": 1024**2}
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", read("docs/limits.md"), re.M))
+    for what, places in BEHIND_LIMITS.items():
+        shown = [
+            int(n.replace(",", "")) * units.get(u, 1) for n, u in re.findall(r"([\d,]*\d) ?(\w*)", rows[what])
+        ]
+        constants = [place.rpartition(".") for place in places]
+        values = [getattr(importlib.import_module(f"expediter.{module}"), name) for module, _, name in constants]
+        assert shown[: len(values)] == values, what
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(document: Path) -> None:
     """A relative link names a file that is there, and a heading in it."""
