@@ -78,6 +78,7 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/lifecycle.py
 	$(BIN)/python docs/promises.py
 	$(BIN)/python docs/commands.py
+	$(BIN)/python docs/settings.py
 
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service

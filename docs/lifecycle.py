@@ -9,7 +9,7 @@ from expediter.orders.order import TRANSITIONS, Status
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The documents that show the drawing, between BEGIN and END.
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+DOCUMENTS = (ROOT / "docs" / "architecture.md",)
 BEGIN = "<!-- lifecycle: drawn from TRANSITIONS by `make docs` -->\n"
 END = "<!-- end of lifecycle -->\n"
 

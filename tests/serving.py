@@ -110,9 +110,9 @@ class Program:
         self.process.kill()
         self._end()
 
-    def stop(self) -> int:
-        """Ask it to stop (SIGTERM) and return its exit status."""
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop and return its exit status."""
+        self.process.send_signal(number)
         return self._end()
 
     def _end(self) -> int:

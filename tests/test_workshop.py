@@ -15,7 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from expediter.settings import Settings
+from expediter.settings import Settings, load_settings
+from expediter.settings.fields import OTHERWISE
+from expediter.settings.reading import effective
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt", "bench/requirements.txt")
@@ -62,19 +64,33 @@ def project() -> dict[str, list[str]]:
     }
 
 
-def settings_named_in_tables() -> set[str]:
-    """Collect the `NAMES` in the rows of every table of the README and the docs."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    rows = [
-        line
-        for document in documents
-        for line in document.read_text(encoding="utf-8").splitlines()
-        if line.lstrip().startswith("|")
-    ]
-    return {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]*)`", row)}
+def drawing(name: str) -> ModuleType:
+    """Load the script in docs/ that draws a document."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the anchor of each heading, as GitHub makes it: lower case, without signs, blanks as dashes."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+@pytest.fixture
+def nothing_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting is given: a folder without `.env`, and an environment without their names."""
+    monkeypatch.chdir(tmp_path)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -127,24 +143,47 @@ def test_the_example_environment_holds_every_setting_and_nothing_else() -> None:
     assert sorted(ASSIGNMENT.findall(read(".env.example"))) == sorted(SETTINGS)
 
 
-def test_every_setting_is_in_a_table() -> None:
-    """Each setting has a row in a table of the README or of the docs."""
-    missing = sorted(SETTINGS - settings_named_in_tables())
-    assert not missing, f"add a row to the settings table for: {missing}"
+@pytest.mark.usefixtures("nothing_given")
+def test_the_example_environment_is_what_counts_without_it() -> None:
+    """`.env.example` with every line switched on is read, and changes nothing."""
+    without = load_settings()
+    switched_on = re.sub(r"^# ([A-Z][A-Z0-9_]*=)", r"\1", read(".env.example"), flags=re.M)
+    Path(".env").write_text(switched_on, encoding="utf-8")
+    given = load_settings()
+    assert {each.source for each in effective(given) if each.value} == {".env"}
+    assert given.model_copy(update=dict.fromkeys(OTHERWISE)) == without.model_copy(update=dict.fromkeys(OTHERWISE))
+    assert given.database == without.database
 
 
-def written_by(name: str) -> ModuleType:
-    """Return a script of docs/."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+@pytest.mark.usefixtures("nothing_given")
+def test_every_setting_is_on_its_page() -> None:
+    """docs/settings.md has one row for each setting, with its default and what it is."""
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (?:`(.*?)`)? \| .*? \| (.+) \|$", read("docs/settings.md"), re.M)
+    assert sorted(name for name, _, _ in rows) == sorted(SETTINGS)
+    own = {each.name: each.value for each in effective(load_settings())}
+    for name, default, _ in rows:
+        assert default == (own[name] or OTHERWISE.get(name.lower(), "")), name
+
+
+@pytest.mark.usefixtures("nothing_given")
+def test_what_counts_otherwise_is_so() -> None:
+    """Where a field only says that nothing is given, the page has the default that counts."""
+    assert load_settings().database == OTHERWISE["database_url"]
+    assert load_settings(redis_host="cache").redis == f"redis://cache:{OTHERWISE['redis_port']}"
+    password, port = OTHERWISE["rabbitmq_password"], OTHERWISE["rabbitmq_port"]
+    assert load_settings(rabbitmq_host="queue").broker == f"amqp://guest:{password}@queue:{port}/"
+
+
+def test_the_settings_are_written_from_their_fields() -> None:
+    """docs/settings.md and `.env.example` are what the fields give; `make docs` renews them."""
+    for document, written in drawing("settings").DOCUMENTS.items():
+        assert document.read_text(encoding="utf-8") == written(), f"run make docs for {document.name}"
 
 
 def test_the_lifecycle_is_drawn_from_its_table() -> None:
-    """The drawing in the README and in the docs is the one that the table gives; `make docs` renews it."""
-    lifecycle = written_by("lifecycle")
+    """The drawing in the docs is the one that the table gives; `make docs` renews it."""
+    lifecycle = drawing("lifecycle")
+    assert lifecycle.DOCUMENTS
     for document in lifecycle.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
@@ -152,7 +191,7 @@ def test_the_lifecycle_is_drawn_from_its_table() -> None:
 
 def test_the_page_of_commands_is_what_their_help_says() -> None:
     """docs/commands.md has the help of every command; `make docs` writes it."""
-    script = written_by("commands")
+    script = drawing("commands")
     text = script.DOCUMENT.read_text(encoding="utf-8")
     assert script.BEGIN + script.written() + script.END in text, "run make docs"
     assert {"expediter restart", "expediter orders watch"} < {name for name, _ in script.commands()}
@@ -160,7 +199,7 @@ def test_the_page_of_commands_is_what_their_help_says() -> None:
 
 def test_every_help_ends_with_an_example_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command's help ends with examples of that very command, which its own parser takes."""
-    script = written_by("commands")
+    script = drawing("commands")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ledger.jsonl").touch()  # the file that an example names
     for name, command in script.commands():
@@ -179,10 +218,55 @@ def test_every_help_ends_with_an_example_that_works(tmp_path: Path, monkeypatch:
 
 def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
     """The tables in docs/coming-from.md are those of tests/promises.py; `make docs` writes them."""
-    document = written_by("promises")
+    document = drawing("promises")
     text = document.DOCUMENT.read_text(encoding="utf-8")
     assert document.written(text) == text, "run make docs"
     assert text.count("| `") > 56
+
+
+#: What the rows of docs/limits.md say first, and the constants behind it.
+BEHIND_LIMITS = {
+    "body": ["web.http.BODY_BYTES_MAX", "web.http.BODY_SECONDS_MAX"],
+    "headers": ["web.http.HEADER_BYTES_MAX", "web.server.connections.HEADER_SECONDS_MAX"],
+    "JSON nesting": ["web.faults.DEPTH_MAX"],
+    "lines of an order": ["orders.order.LINES_MAX"],
+    "amount, price": ["orders.money.AMOUNT_MINOR_MAX"],
+    "`metadata`": ["web.payloads.METADATA_ENTRIES_MAX"],
+    "page": ["web.api.pages.PAGE_SIZE_MAX"],
+    "`offset`": ["web.api.pages.OFFSET_MAX"],
+    "requests waiting to be stored": ["store.gathering.QUEUE_REQUESTS_MAX"],
+    "documents on one page": ["store.queries.PAGE_BYTES_MAX"],
+    "rows in a batch; one row of NDJSON": ["web.api.batch.ROWS_MAX", "web.api.batch.BODY_BYTES_MAX"],
+    "errors listed in one refusal": ["errors.FAULTS_MAX"],
+    "ids in `/orders/metrics` and `/orders/status`": ["web.api.progress.IDS_MAX"],
+    "claims of a job without an outcome": ["work.worker.CLAIMS_MAX"],
+}
+
+
+def test_the_limits_of_callers_are_those_of_the_code() -> None:
+    """Each row of docs/limits.md has the values of the constants behind it."""
+    units = {"KiB": 1024, "MiB": 1024**2}
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", read("docs/limits.md"), re.M))
+    for what, places in BEHIND_LIMITS.items():
+        shown = [
+            int(n.replace(",", "")) * units.get(u, 1) for n, u in re.findall(r"([\d,]*\d) ?(\w*)", rows[what])
+        ]
+        constants = [place.rpartition(".") for place in places]
+        values = [getattr(importlib.import_module(f"expediter.{module}"), name) for module, _, name in constants]
+        assert shown[: len(values)] == values, what
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(document: Path) -> None:
+    """A relative link names a file that is there, and a heading in it."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link:
+            place, _, anchor = link.partition("#")
+            target = (document.parent / place).resolve() if place else document
+            assert target.exists(), link
+            assert target.is_relative_to(ROOT), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:

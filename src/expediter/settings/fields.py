@@ -124,104 +124,200 @@ def _key_prefix(prefix: str) -> str:
     return prefix
 
 
+#: The parts in which the settings are described: a heading, and the first setting of it.
+SECTIONS = {
+    "Where orders are kept": "database_url",
+    "Cache": "redis_url",
+    "Broker and intake": "broker_url",
+    "The door": "host",
+    "Work": "stages",
+    "Payment": "payment_gateway",
+    "Fulfilment": "fulfilment",
+    "Logs and files": "log_level",
+}
+
+SQLITE_FILE = "expediter.db"
+REDIS_PORT = 6379
+RABBITMQ_PORT, RABBITMQ_PORT_TLS = 5672, 5671
+RABBITMQ_PASSWORD = "guest"
+#: What counts where a setting is not given, and its field only says that it is not.
+OTHERWISE = {
+    "database_url": f"sqlite:///{SQLITE_FILE}",
+    "redis_port": str(REDIS_PORT),
+    "rabbitmq_port": str(RABBITMQ_PORT),
+    "rabbitmq_password": RABBITMQ_PASSWORD,
+}
+
+
 class Settings(BaseSettings):
-    """The settings of one process."""
+    """The settings of one process, in the order and in the words of docs/settings.md."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     database_url: Annotated[str, AfterValidator(_database_address)] = Field(
-        "", repr=False, description="where orders are stored; default sqlite:///expediter.db"
+        "",
+        repr=False,
+        description="where orders are stored: SQLite, `postgresql://user:password@host/name`, or `mysql://...` "
+        "for MariaDB and MySQL",
     )
     db_host: str = Field(
-        "", description="the host of a MariaDB or MySQL database, instead of DATABASE_URL; with DB_USER: localhost"
+        "",
+        description="the host (or host:port) of a MariaDB or MySQL database, instead of `DATABASE_URL` (both "
+        "together are refused); with `DB_USER` alone `localhost`",
     )
     db_user: str = Field("", description="its user")
     db_pass: SecretStr | None = Field(None, description="its password")
     db_name: str = Field("", description="its name")
-    db_path: str = Field("", description="the same as a plain path to a SQLite file")
+    db_path: str = Field("", description="a plain path to a SQLite file, instead of `DATABASE_URL`")
+
     redis_url: Annotated[str, AfterValidator(_redis_address)] = Field(
-        "", repr=False, description="cache shared by all processes: redis:// or rediss://; default: in memory"
+        "",
+        repr=False,
+        description="a cache shared by all processes: `redis://` or `rediss://`; without it, SQLite is cached in "
+        "memory and other databases are not cached",
     )
-    redis_host: str = Field("", description="the host of that Redis, instead of REDIS_URL")
+    redis_host: str = Field("", description="the host of that Redis, instead of `REDIS_URL`")
     redis_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
-        None, ge=1, le=65535, description="its port, also as tcp://10.0.0.1:6379; default 6379"
+        None,
+        ge=1,
+        le=65535,
+        description="its port; also `tcp://10.0.0.1:6379`, as Kubernetes sets it beside a service named `redis`",
     )
     redis_prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
-        "", description="put before the name of every key in Redis, such as shop:"
+        "",
+        description="put before the name of every key in Redis, such as `shop:`, so that installations can share "
+        f"a database; up to {REDIS_PREFIX_CHARACTERS_MAX} letters, digits and `. _ - / :`",
     )
+    orders_cache_ttl: float = Field(30, gt=0, description="seconds a cached read is kept")
+    cache_disabled: bool = Field(False, description="`true`: every read goes to the database")
+
     broker_url: str = Field(
-        "", repr=False, description="redis://, rediss://, amqp:// or amqps://; default: the database is the queue"
+        "",
+        repr=False,
+        description="the broker for hints and queued commands: `redis://`, `rediss://`, `amqp://` or `amqps://`; "
+        "without it, the database is the queue",
     )
-    rabbitmq_host: str = Field("", description="the host of a RabbitMQ broker, instead of BROKER_URL")
+    rabbitmq_host: str = Field("", description="the host of a RabbitMQ broker, instead of `BROKER_URL`")
     rabbitmq_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
-        None, ge=1, le=65535, description="its port, also as tcp://10.0.0.1:5672; default 5672, with TLS 5671"
+        None,
+        ge=1,
+        le=65535,
+        description=f"its port, with `MQ_USE_SSL` by default {RABBITMQ_PORT_TLS}; also `tcp://10.0.0.1:5672`, as "
+        "Kubernetes sets it beside a service named `rabbitmq` (only the port counts)",
     )
     rabbitmq_user: str = Field("guest", description="its user")
-    rabbitmq_password: SecretStr | None = Field(None, description="its password; default guest")
+    rabbitmq_password: SecretStr | None = Field(None, description="its password")
     rabbitmq_queue_name: Annotated[str, AfterValidator(_queue_name)] = Field(
-        "orders", description="the RabbitMQ queue of commands"
+        "orders",
+        description="the RabbitMQ queue for commands; the queues for hints and dead letters are named after it",
     )
-    mq_use_ssl: bool = Field(False, description="true: talk to RABBITMQ_HOST by TLS")
+    mq_use_ssl: bool = Field(False, description="`true`: connect to `RABBITMQ_HOST` over TLS")
     intake: Annotated[Intake, BeforeValidator(_small)] = Field(
-        Intake.DIRECT, description="direct, or queued: answer 202 from the broker"
-    )
-    compat: Annotated[Compat, BeforeValidator(_small)] = Field(
-        Compat.NONE, description="whose clients are understood: cached, queued, processor, delivery or streams"
+        Intake.DIRECT,
+        description="`queued`: orders and changes are answered with 202 once the broker has them, and the workers "
+        "store them",
     )
     temp_order_cache_ttl: float = Field(
-        60, ge=1, le=86_400, description="seconds that a queued order stays at temp_order:{id} once it is stored"
+        60, ge=1, le=86_400, description="seconds a queued order stays at `temp_order:{id}` once it is stored"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
-        "", description="web pages that may call: https://shop.example,https://..., or *; default: none"
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; one that other machines can reach needs `--insecure`"
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    stages: Annotated[Stages, BeforeValidator(_stages)] = Field(
-        Stages.PAYMENT_FULFILMENT, description="the road of new orders"
+    api_workers: int = Field(1, ge=1, le=64, description="serving processes, all on one port")
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "",
+        description="pages on other origins that may call from a browser: "
+        "`https://shop.example,https://admin.example`, or `*` for all",
+    )
+    admin_password: SecretStr | None = Field(
+        None, description="opens `/admin/reset` and `/admin/seed`; without it they answer 403"
     )
     default_currency: Annotated[str, AfterValidator(_currency)] = Field(
-        "USD", description="ISO 4217 code of orders that name none"
+        "USD", description="ISO 4217 code for orders that name no currency"
     )
-    api_workers: int = Field(1, ge=1, le=64, description="serving processes")
-    worker_count: int = Field(4, ge=1, le=256, description="workers in a process; with up: working processes")
+    idempotency_keep_days: float = Field(7, gt=0, le=365, description="days an `Idempotency-Key` is remembered")
+    compat: Annotated[Compat, BeforeValidator(_small)] = Field(
+        Compat.NONE,
+        description="whose clients are understood besides Expediter's own (docs/coming-from.md); it changes "
+        "defaults, too",
+    )
+
+    stages: Annotated[Stages, BeforeValidator(_stages)] = Field(
+        Stages.PAYMENT_FULFILMENT,
+        description="the stages that new orders go through: both, `payment` (they end at `confirmed`) or "
+        "`fulfilment` (nothing is charged)",
+    )
+    worker_count: int = Field(
+        4, ge=1, le=256, description="workers per process; with `up`, the number of worker processes"
+    )
     worker_concurrency: int = Field(25, ge=1, le=1000, description="jobs that one worker runs at once")
-    lease_seconds: float = Field(30, ge=1, le=3600, description="seconds a worker may keep a job without a word")
-    orders_cache_ttl: float = Field(30, gt=0, description="seconds that a cached read is kept")
-    cache_disabled: bool = Field(False, description="true: every read goes to the database")
-    admin_password: SecretStr | None = Field(None, description="opens the admin calls; without it they are off")
-    payment_gateway: str = Field("simulated", description="simulated, or simulated:///ledger/file?seed=7")
+    lease_seconds: float = Field(
+        30,
+        ge=1,
+        le=3600,
+        description="seconds a worker may hold a job without reporting back; a crashed worker's orders wait this "
+        "long",
+    )
+    drain_seconds: float = Field(10, ge=0, le=600, description="seconds that shutdown waits for work in progress")
+
+    payment_gateway: str = Field(
+        "simulated",
+        description="where money moves: `simulated`, or `simulated:///ledger/file?seed=7`, for a durable ledger "
+        "and a repeatable run",
+    )
     gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",
-        description="tells apart installations that share an account at the gateway; fixed by the first start",
+        description="a name of this installation's own, where several share an account at the gateway; fixed by a "
+        "database's first start",
     )
-    payment_mock_success_rate: float = Field(0.95, ge=0, le=1, description="share of simulated calls that work")
-    payment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated gateway")
-    payment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated gateway")
+    payment_mock_success_rate: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="share of simulated calls that succeed; the rest find the gateway unavailable",
+    )
+    payment_mock_latency_min: int = Field(
+        50, ge=0, le=10_000, description="milliseconds that a simulated call takes, at least"
+    )
+    payment_mock_latency_max: int = Field(
+        200, ge=0, le=10_000, description="milliseconds that a simulated call takes, at most"
+    )
     payment_retry_delay: float = Field(
         1,
         gt=0,
         le=3600,
-        description="seconds of the first pause between tries, at most; each next may be twice as long",
+        description="seconds of the longest pause after a first failed attempt; after each more it may be twice "
+        "as long, up to 30",
     )
-    payment_retry_attempts: int = Field(3, ge=1, le=100, description="tries before payment_failed")
-    circuit_breaker_failure_threshold: int = Field(5, ge=1, description="failures in a row that open the breaker")
+    payment_retry_attempts: int = Field(3, ge=1, le=100, description="attempts before `payment_failed`")
+    circuit_breaker_failure_threshold: int = Field(
+        5, ge=1, description="consecutive failures that open the breaker"
+    )
     circuit_breaker_recovery_seconds: float = Field(
-        60, gt=0, le=86_400, description="seconds before the open breaker probes"
+        60, gt=0, le=86_400, description="seconds before the open breaker lets one call through"
     )
+
     fulfilment: str = Field(
-        "simulated", description="who carries orders out: simulated, or manual (callers change the status)"
+        "simulated",
+        description="who fulfils orders: `simulated`, `simulated://?success_rate=0.9&seed=7`, or `manual`: "
+        "callers move orders to `processing`, `completed` and `failed` by `PATCH .../status`, and no worker does",
     )
-    fulfilment_mock_latency_min: int = Field(50, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
-    fulfilment_mock_latency_max: int = Field(200, ge=0, le=10_000, description="milliseconds, simulated fulfiller")
-    idempotency_keep_days: float = Field(7, gt=0, le=365, description="days that an Idempotency-Key is remembered")
-    drain_seconds: float = Field(10, ge=0, le=600, description="seconds that a stop waits for work under way")
+    fulfilment_mock_latency_min: int = Field(
+        50, ge=0, le=10_000, description="milliseconds that a simulated order takes, at least"
+    )
+    fulfilment_mock_latency_max: int = Field(
+        200, ge=0, le=10_000, description="milliseconds that a simulated order takes, at most"
+    )
+
     log_level: Annotated[LogLevel, BeforeValidator(_capital)] = Field(
-        "INFO", description="DEBUG, INFO, WARNING, ERROR"
+        "INFO", description="the least important lines that are logged"
     )
-    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="text or json")
-    run_dir: str = Field("run", description="folder for the pid and log files of up")
-    access_log_file: str = Field("", description="file for one line per request; - is stderr")
-    access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the line's form, as in gunicorn")
+    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="how they are written")
+    run_dir: str = Field("run", description="folder for the pid and log files of `up`")
+    access_log_file: str = Field("", description="file for one line per request; `-` is stderr")
+    access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn")
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Settings:
@@ -257,8 +353,8 @@ class Settings(BaseSettings):
         """The broker's address: BROKER_URL, or the parts in RABBITMQ_HOST and its like; empty: the database."""
         if self.broker_url or not self.rabbitmq_host:
             return self.broker_url
-        password = self.rabbitmq_password.get_secret_value() if self.rabbitmq_password else "guest"
-        port = self.rabbitmq_port or (5671 if self.mq_use_ssl else 5672)
+        password = self.rabbitmq_password.get_secret_value() if self.rabbitmq_password else RABBITMQ_PASSWORD
+        port = self.rabbitmq_port or (RABBITMQ_PORT_TLS if self.mq_use_ssl else RABBITMQ_PORT)
         scheme = "amqps" if self.mq_use_ssl else "amqp"
         who = f"{quote(self.rabbitmq_user, safe='')}:{quote(password, safe='')}"
         return f"{scheme}://{who}@{self.rabbitmq_host}:{port}/"
@@ -269,7 +365,7 @@ class Settings(BaseSettings):
         if self.redis_url or not self.redis_host:
             return self.redis_url
         host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
-        return f"redis://{host}:{self.redis_port or 6379}"
+        return f"redis://{host}:{self.redis_port or REDIS_PORT}"
 
     @property
     def temporary_orders(self) -> str:
@@ -286,7 +382,7 @@ class Settings(BaseSettings):
             return (
                 f"mysql://{quote(self.db_user, safe='')}:{password}@{self.db_host or 'localhost'}/{self.db_name}"
             )
-        return f"sqlite:///{self.db_path or 'expediter.db'}"
+        return f"sqlite:///{self.db_path or SQLITE_FILE}"
 
     @property
     def loopback(self) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError
 
 from expediter.errors import ConfigurationError
-from expediter.settings.fields import Compat, Settings
+from expediter.settings.fields import OTHERWISE, Compat, Settings
 
 #: What names the file in which settings may stand, and its name where that says nothing.
 ENV_FILE_VARIABLE = "EXPEDITER_ENV_FILE"
@@ -25,13 +26,11 @@ ENV_FILE = ".env"
 SHOWN_CHARACTERS_MAX = 80
 
 #: Settings by the names that they have in other order services.
-_OTHER_NAMES = {"CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "circuit_breaker_recovery_seconds"}
+OTHER_NAMES = {"CIRCUIT_BREAKER_RECOVERY_TIMEOUT": "circuit_breaker_recovery_seconds"}
 #: Settings of other order services that have no counterpart, and what there is instead.
-_FOREIGN = {
-    "API_THREADS": "one process takes many requests at once; API_WORKERS says how many processes there are"
-}
+FOREIGN = {"API_THREADS": "one process takes many requests at once; API_WORKERS says how many processes there are"}
 #: What settings are by default where COMPAT is given.
-_COMPAT_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+COMPAT_DEFAULTS: Mapping[str, Mapping[str, str]] = {
     Compat.CACHED: {"fulfilment": "manual", "cors_origins": "*"},
     Compat.QUEUED: {"fulfilment": "manual", "cors_origins": "*", "intake": "queued"},
     Compat.PROCESSOR: {"stages": "fulfilment"},
@@ -84,19 +83,19 @@ def load_settings(**overrides: Any) -> Settings:
 def _defaults(given: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, str]:
     """Return what COMPAT makes the default of settings that are not given."""
     compat = str(overrides.get("compat") or given.get("COMPAT") or "").strip().lower()
-    return {name: text for name, text in _COMPAT_DEFAULTS.get(compat, {}).items() if name.upper() not in given}
+    return {name: text for name, text in COMPAT_DEFAULTS.get(compat, {}).items() if name.upper() not in given}
 
 
 def _by_other_names(given: Mapping[str, str]) -> dict[str, str]:
-    found = {name: given[other] for other, name in _OTHER_NAMES.items() if other in given}
+    found = {name: given[other] for other, name in OTHER_NAMES.items() if other in given}
     return {name: text for name, text in found.items() if name.upper() not in given}
 
 
 def _secrets(given: Mapping[str, str]) -> dict[str, str]:
     found = {}
-    for name, field in Settings.model_fields.items():
+    for name in Settings.model_fields:
         path = given.get(f"{name.upper()}_FILE")
-        if path and field.annotation == SecretStr | None:
+        if path and is_secret(name):
             try:
                 found[name] = Path(path).read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
@@ -111,8 +110,7 @@ def _sentence(error: ValidationError, given: Mapping[str, str]) -> str:
     instead = _instead(first["type"], first.get("ctx", {}), name)
     if not name:
         return instead
-    field = Settings.model_fields[name]
-    secret = name in _ADDRESSES or field.annotation == SecretStr | None
+    secret = name in _ADDRESSES or is_secret(name)
     written = given.get(name.upper()) or str(first["input"])
     value = "" if secret else f"={written[:SHOWN_CHARACTERS_MAX]}"
     return f"{name.upper()}{value} cannot be used: {instead}"
@@ -127,30 +125,52 @@ def _instead(kind: str, context: Mapping[str, Any], name: str) -> str:
     if kind.startswith("bool"):
         return "write true or false"
     if kind.startswith(("int", "float", "greater", "less", "finite")):
-        what = "a whole number" if Settings.model_fields[name].annotation in (int, int | None) else "a number"
-        return f"write {what}{_range(name)}"
+        return f"write {numbers(name)}"
     return str(kind)
 
 
-def _range(name: str) -> str:
-    """Return the range of a number, in words."""
+def choices(name: str) -> list[str]:
+    """Return the words that a setting may be; none for a number or a text."""
+    kind: Any = Settings.model_fields[name].annotation
+    if kind is bool:
+        return ["true", "false"]
+    enumerated = isinstance(kind, type) and issubclass(kind, StrEnum)
+    return [str(word) for word in (kind if enumerated else get_args(kind)) if word and isinstance(word, str)]
+
+
+def numbers(name: str) -> str:
+    """Return the numbers that a setting may be, in words; nothing for a word or a text."""
+    field = Settings.model_fields[name]
+    if field.annotation not in (int, int | None, float):
+        return ""
+    what = "a number" if field.annotation is float else "a whole number"
     limits = {
         limit: value
-        for rule in Settings.model_fields[name].metadata
+        for rule in field.metadata
         for limit in ("ge", "gt", "le")
         if (value := getattr(rule, limit, None)) is not None
     }
     low = f" from {limits['ge']:g}" if "ge" in limits else f" above {limits['gt']:g}" if "gt" in limits else ""
-    return f"{low} to {limits['le']:g}" if "le" in limits else low.replace("from", "of at least")
+    return f"{what}{low} to {limits['le']:g}" if "le" in limits else what + low.replace("from", "of at least")
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting is never shown, and may also be given as a file."""
+    return bool(Settings.model_fields[name].annotation == SecretStr | None)
+
+
+def default(name: str) -> str:
+    """Return what counts where a setting is not given, as it would be written."""
+    return OTHERWISE.get(name) or _shown(Settings.model_fields[name].default)
 
 
 def unknown_names() -> list[str]:
     """Return a sentence for each setting that is given and that nothing reads, with what may be meant."""
     given = _given()
     known = {name.upper() for name in Settings.model_fields}
-    found = [f"{name} is not read here: {why}" for name, why in _FOREIGN.items() if name in given.names]
+    found = [f"{name} is not read here: {why}" for name, why in FOREIGN.items() if name in given.names]
     for name in given.written:
-        read = name in known or name in _OTHER_NAMES or name in _FOREIGN or name.removesuffix("_FILE") in known
+        read = name in known or name in OTHER_NAMES or name in FOREIGN or name.removesuffix("_FILE") in known
         if not read and not name.startswith("OTEL_"):
             near = get_close_matches(name.upper(), known, 1)
             found.append(f"{name} in {given.file} is no setting" + (f": is {near[0]} meant?" if near else ""))
@@ -162,14 +182,14 @@ def effective(settings: Settings) -> list[Effective]:
     given = _given()
     compat = _defaults(given.names, {})
     found = []
-    for name, field in Settings.model_fields.items():
+    for name in Settings.model_fields:
         value = getattr(settings, name)
         upper = name.upper()
-        others = [other for other, meant in _OTHER_NAMES.items() if meant == name and other in given.names]
+        others = [other for other, meant in OTHER_NAMES.items() if meant == name and other in given.names]
         shown = _shown(settings.database if name == "database_url" else value)
         if upper in given.names:
             source = "environment" if os.environ.get(upper) else str(given.file)
-        elif field.annotation == SecretStr | None and f"{upper}_FILE" in given.names:
+        elif is_secret(name) and f"{upper}_FILE" in given.names:
             source = f"{upper}_FILE"
         else:
             source = next(iter(others), f"COMPAT={settings.compat}" if name in compat else "default")
