@@ -124,7 +124,10 @@ async def explain_order(call: Call, context: Context) -> Reply:
 
 def _why(order: Order, job: Job | None, breaker: Breaker, now: int, *, by_hand: bool) -> str:
     if job is None:
-        return f"It is {order.status}; nothing more will happen to it unasked."
+        asked = ""
+        if order.status in (Status.PAYMENT_FAILED, Status.FAILED):
+            asked = " POST to its /retry to try again, or to its /cancel."
+        return f"It is {order.status}; nothing more will happen to it unasked.{asked}"
     if job.dead_at is not None:
         return "It is parked: see last_error, mend the cause, then POST to its /retry."
     if job.holder is not None and job.due_at > now:
