@@ -62,6 +62,10 @@ walk: $(DEV_LOCK) $(PROJECT) ## Let many processes and clients meet until a law 
 race: $(DEV_LOCK) $(PROJECT) ## Cancel orders while several processes charge them (ARGS="--on postgresql --processes 4 --kills")
 	@$(BIN)/python tests/walk/race.py $(ARGS)
 
+.PHONY: pay
+pay: $(DEV_LOCK) $(PROJECT) ## Send orders through a gateway that loses answers, by workers that die (ARGS="--on postgresql")
+	@$(BIN)/python tests/walk/paying.py $(ARGS)
+
 .PHONY: lint
 lint: $(DEV_LOCK) $(PROJECT) ## Check style, format and types
 	$(BIN)/ruff check

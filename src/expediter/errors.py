@@ -24,6 +24,7 @@ ExpediterError
 ├── PaymentError           what a payment gateway may answer besides success
 │   ├── PaymentDeclined    definite: no money moved, and none will with this key
 │   ├── PaymentUnavailable definite: the charge did not happen; try again with the same key
+│   ├── PaymentConflict    the key was used for something else, which is a bug: a person must look
 │   └── PaymentUnknown     no answer: the charge may or may not have happened
 ├── FulfilmentError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
@@ -214,7 +215,18 @@ class PaymentDeclined(PaymentError):
 
 
 class PaymentUnavailable(PaymentError):
-    """The gateway did not take the request; no money moved."""
+    """The gateway did not take the request; no money moved.
+
+    It may say in how many seconds it is worth to ask again.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PaymentConflict(PaymentError):
+    """The gateway knows the key from something else: another amount, another order. Nothing was done now."""
 
 
 class PaymentUnknown(PaymentError):

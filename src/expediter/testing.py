@@ -1,11 +1,24 @@
-"""Fakes for tests of code that uses Expediter: a payment gateway that does as it is told."""
+"""For tests of code that uses Expediter: a gateway that does as it is told, and what every gateway must do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from expediter.errors import PaymentError
+from msgspec.structs import replace
+
+from expediter.errors import PaymentConflict, PaymentDeclined, PaymentError
+from expediter.payments.port import (
+    Charge,
+    Payment,
+    PaymentGateway,
+    PaymentState,
+    Refund,
+    Refunded,
+    RefundState,
+)
 
 
 class GatewayCall(NamedTuple):
@@ -18,38 +31,132 @@ class GatewayCall(NamedTuple):
 class ScriptedGateway:
     """A PaymentGateway that answers from a script and records every call.
 
-    Each step of the script is a reference (success), None (for `find`: nothing known), or a PaymentError to raise;
-    after the last step every call succeeds.
+    Each step of the script is a reference (success), a Payment, None (for `find`: nothing known), or a
+    PaymentError to raise; after the last step every call succeeds. `total` is the amount and the currency of what
+    `find` finds if no charge was asked for.
     """
 
     name = "scripted"
 
     def __init__(
-        self, script: Iterable[str | None | PaymentError] = (), *, key_window_seconds: int = 86_400
+        self,
+        script: Iterable[str | Payment | None | PaymentError] = (),
+        *,
+        key_window_seconds: float = 86_400,
+        total: tuple[int, str] = (0, "USD"),
     ) -> None:
         """Follow `script`, in the order of the calls."""
         self.key_window_seconds = key_window_seconds
         self.calls: list[GatewayCall] = []
         self._script = list(script)
+        self._total = total
 
-    async def charge(self, amount_minor: int, currency: str, *, idempotency_key: str, token: str | None) -> str:
+    async def charge(self, charge: Charge) -> Payment:
         """See PaymentGateway."""
-        return self._answer("charge", idempotency_key) or "reference"
+        self._total = charge.amount_minor, charge.currency
+        return self._payment(self._answer("charge", charge.key) or "reference")
 
-    async def find(self, idempotency_key: str) -> str | None:
+    async def find(self, key: str) -> Payment | None:
         """See PaymentGateway."""
-        return self._answer("find", idempotency_key)
+        found = self._answer("find", key)
+        return None if found is None else self._payment(found)
 
-    async def refund(self, idempotency_key: str) -> str:
+    async def refund(self, refund: Refund) -> Refunded:
         """See PaymentGateway."""
-        return self._answer("refund", idempotency_key) or "reference"
+        return Refunded(reference=str(self._answer("refund", refund.payment_key) or "reference"))
 
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _answer(self, what: str, idempotency_key: str) -> str | None:
+    def _payment(self, step: str | Payment) -> Payment:
+        if isinstance(step, Payment):
+            return step
+        amount, currency = self._total
+        state = PaymentState.SUCCEEDED
+        return Payment(reference=step, state=state, amount_minor=amount, currency=currency)
+
+    def _answer(self, what: str, idempotency_key: str) -> str | Payment | None:
         self.calls.append(GatewayCall(what, idempotency_key))
         step = self._script.pop(0) if self._script else "reference"
         if isinstance(step, PaymentError):
             raise step
         return step
+
+
+async def exercise_gateway(open: Callable[[], PaymentGateway], *, declined_token: str | None = None) -> list[str]:
+    """Hold a payment gateway against what the service relies on; return what was shown, a sentence each.
+
+    `open` opens it anew each time, always onto the same place: what one instance was told, the next one must know.
+    `declined_token` is a payment token whose charge it declines, if there is one. Some charges are made: use a
+    place where no money moves. Raises AssertionError with the sentence that does not hold.
+    """
+    shown: list[str] = []
+
+    def holds(fact: bool, sentence: str) -> None:
+        if not fact:
+            raise AssertionError(f"It does not hold: {sentence}")
+        shown.append(sentence)
+
+    mark = uuid.uuid4().hex
+    charge = Charge(key=f"{mark}-1", order_id=f"T-{mark}", amount_minor=1299, currency="USD")
+    one, two = open(), open()
+    try:
+        holds(await one.find(charge.key) is None, "a key that nobody used is not found")
+        paid = await one.charge(charge)
+        asked_for = (PaymentState.SUCCEEDED, charge.amount_minor, charge.currency)
+        holds((paid.state, paid.amount_minor, paid.currency) == asked_for, "a charge is of what was asked for")
+        holds(len(paid.reference) > 0, "a charge has a reference")
+        again = await two.charge(charge)
+        holds(again.reference == paid.reference, "the same charge again is the same payment")
+        found = await two.find(charge.key)
+        holds(found is not None and found.reference == paid.reference, "a charge is found by its key")
+        for other in (replace(charge, amount_minor=1300), replace(charge, currency="EUR")):
+            try:
+                await one.charge(other)
+                conflict = False
+            except (PaymentConflict, PaymentDeclined):
+                conflict = True
+            holds(conflict, "the same key with another amount or currency is refused")
+        crowd = replace(charge, key=f"{mark}-2")
+        answers = await asyncio.gather(*((one if number % 2 else two).charge(crowd) for number in range(20)))
+        holds(len({each.reference for each in answers}) == 1, "twenty at once under one key are one payment")
+
+        refund = Refund(
+            key=f"{mark}-1-refund",
+            payment_key=charge.key,
+            amount_minor=charge.amount_minor,
+            currency=charge.currency,
+        )
+        given_back = await one.refund(refund)
+        holds(given_back.state is not RefundState.FAILED, "a charge can be refunded")
+        holds(
+            (await two.refund(refund)).reference == given_back.reference,
+            "the same refund again is the same refund",
+        )
+        found = await two.find(charge.key)
+        holds(found is not None and found.refunded_minor == refund.amount_minor, "a refund is seen at its charge")
+        try:
+            await one.refund(replace(refund, key=f"{mark}-3-refund", payment_key=f"{mark}-3"))
+            declined = False
+        except PaymentDeclined:
+            declined = True
+        holds(declined, "what was never charged is not refunded")
+        if declined_token is not None:
+            await _exercise_decline(one, two, replace(charge, key=f"{mark}-4", token=declined_token), holds)
+    finally:
+        await one.close()
+        await two.close()
+    return shown
+
+
+async def _exercise_decline(
+    one: PaymentGateway, two: PaymentGateway, charge: Charge, holds: Callable[[bool, str], None]
+) -> None:
+    for gateway in (one, two):
+        try:
+            declined = (await gateway.charge(charge)).state is PaymentState.DECLINED
+        except PaymentDeclined:
+            declined = True
+        holds(declined, "what is declined is declined again")
+    found = await one.find(charge.key)
+    holds(found is None or found.state is PaymentState.DECLINED, "what is declined is not found as a charge")

@@ -9,11 +9,18 @@ import msgspec
 import pytest
 
 from expediter.errors import PaymentDeclined, PaymentUnavailable
+from expediter.payments import Charge, Refund
 from expediter.payments.simulated import ENTRIES_MAX, LEDGER_ENTRIES_MAX, LedgerEntry, SimulatedGateway
 
 
-async def charge(gateway: SimulatedGateway, key: str) -> str:
-    return await gateway.charge(100, "USD", idempotency_key=key, token=None)
+async def charge(gateway: SimulatedGateway, key: str, amount_minor: int = 100) -> str:
+    payment = await gateway.charge(Charge(key=key, order_id="A1", amount_minor=amount_minor, currency="USD"))
+    return payment.reference
+
+
+async def refund(gateway: SimulatedGateway, key: str) -> str:
+    asked = Refund(key=f"{key}-refund", payment_key=key, amount_minor=100, currency="USD")
+    return (await gateway.refund(asked)).reference
 
 
 async def test_it_remembers_so_many_charges_and_refunds_what_it_forgot() -> None:
@@ -22,13 +29,13 @@ async def test_it_remembers_so_many_charges_and_refunds_what_it_forgot() -> None
     keys = [str(number) for number in range(ENTRIES_MAX + 1)]
     await charge(gateway, keys[0])
     with pytest.raises(PaymentDeclined):
-        await gateway.refund("never charged")
+        await refund(gateway, "never charged")
     for key in keys[1:]:
         await charge(gateway, key)
     assert await gateway.find(keys[0]) is None
     assert await gateway.find(keys[-1]) is not None
-    assert await gateway.refund(keys[0])
-    assert await gateway.refund(keys[-1])
+    assert await refund(gateway, keys[0])
+    assert await refund(gateway, keys[-1])
 
 
 async def test_a_full_ledger_says_what_to_do(tmp_path: Path) -> None:
@@ -39,5 +46,5 @@ async def test_a_full_ledger_says_what_to_do(tmp_path: Path) -> None:
     gateway = SimulatedGateway(ledger=path)
     with pytest.raises(PaymentUnavailable, match="name a new file in PAYMENT_GATEWAY"):
         await charge(gateway, "new")
-    assert await charge(gateway, str(uuid.UUID(int=5)))
+    assert await charge(gateway, str(uuid.UUID(int=5)), 1)
     await gateway.close()

@@ -88,7 +88,8 @@ def test_a_person_s_day(terminal: Terminal) -> None:
     assert "  customer  Alice" in shown
     assert "  line 1    2 x Pen @ 1.20" in shown
     explained = terminal.lines("explain", "A2")
-    assert explained[1] == "  It is payment_failed; nothing more will happen to it unasked. POST to its /retry to try again, or to its /cancel."
+    why = "It is payment_failed; nothing more will happen to it unasked."
+    assert explained[1] == f"  {why} POST to its /retry to try again, or to its /cancel."
     assert "charge 1: declined" in explained[-1]
 
     terminal.run("retry", "A2")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from expediter.errors import PaymentDeclined, PaymentUnavailable, PaymentUnknown
+from msgspec.structs import replace
+
+from expediter.errors import PaymentConflict, PaymentDeclined, PaymentUnavailable, PaymentUnknown
 from expediter.fulfilment.simulated import SimulatedFulfiller
 from expediter.orders.commands import ParkJob, RecordPayment, RecordRefund
-from expediter.orders.order import Line, PaymentOutcome, Status
+from expediter.orders.order import Line, PaymentOutcome, Stages, Status
+from expediter.payments import Payment, PaymentState, Refund, Refunded, RefundState
 from expediter.store.submissions import Claimed
 from expediter.testing import ScriptedGateway
-from expediter.work.stages import Tools, run
-from strategies import LEASE, NOON, SECOND, Story
+from expediter.work.stages import ERROR_CHARACTERS_MAX, REFERENCE_CHARACTERS_MAX, Tools, run
+from strategies import LEASE, NOON, SECOND, Story, place_order
 
 HOUR = 3600 * SECOND
 
@@ -123,6 +126,108 @@ async def test_a_refund_is_tried_until_it_is_done() -> None:
     await work(story, gateway)
     assert story.order.payment_status == "refunded"
     assert len({call.idempotency_key for call in gateway.calls}) == 1
+
+
+def paying(state: PaymentState, story: Story, **changes: object) -> Payment:
+    """A payment of the order, as a gateway tells of it."""
+    made = Payment(
+        reference="ch_1", state=state, amount_minor=story.order.total_minor, currency=story.order.currency
+    )
+    return replace(made, **changes)
+
+
+async def test_a_payment_that_is_not_made_yet_is_looked_up_until_it_is() -> None:
+    """Whatever the gateway says but a clear yes or no leaves the outcome open; nothing is sent again."""
+    story = Story.of()
+    open_states = (PaymentState.PROCESSING, PaymentState.ACTION_REQUIRED, PaymentState.AUTHORIZED)
+    gateway = ScriptedGateway([paying(state, story) for state in (*open_states, PaymentState.SUCCEEDED)])
+    for _ in open_states:
+        await work(story, gateway)
+        assert story.order.payment_status == "unknown"
+    await work(story, gateway)
+    assert story.order.payment_status == "paid"
+    assert [call.what for call in gateway.calls] == ["charge", "find", "find", "find"]
+
+
+async def test_a_payment_that_is_found_declined_or_voided_failed() -> None:
+    """What was lost and turns out to be a no is a no: the next try has a key of its own."""
+    for state in (PaymentState.DECLINED, PaymentState.VOIDED):
+        story = Story.of()
+        gateway = ScriptedGateway([PaymentUnknown("lost"), paying(state, story)])
+        await work(story, gateway)
+        await work(story, gateway)
+        assert story.order.payment_status == "declined"
+        story.retry()
+        await work(story, gateway)
+        assert len(set(story.keys)) == 2
+
+
+async def test_a_key_that_belongs_to_something_else_is_parked() -> None:
+    """Another amount or currency under the order's key is nobody's to decide but a person's."""
+    story = Story.of()
+    for said in (
+        PaymentConflict("another amount"),
+        paying(PaymentState.SUCCEEDED, story, amount_minor=1),
+        paying(PaymentState.SUCCEEDED, story, currency="JPY"),
+    ):
+        story, gateway = Story.of(), ScriptedGateway([said])
+        assert isinstance(await work(story, gateway), ParkJob)
+        assert story.order.payment_status == "unknown"
+        assert "look it up there" in (story.order.last_error or "")
+
+
+async def test_a_refund_that_is_pending_is_asked_for_until_it_is_made() -> None:
+    """The same refund again and again, under its own key, until the gateway says that it is made."""
+    story, gateway = Story.of(), PendingRefunds(["ch_1"])
+    await work(story, gateway)
+    story.cancel()
+    for _ in range(3):
+        await work(story, gateway)
+        assert story.order.payment_status == "refund_pending"
+    gateway.state = RefundState.SUCCEEDED
+    await work(story, gateway)
+    assert story.order.payment_status == "refunded"
+    assert len({refund.key for refund in gateway.refunds}) == 1
+    assert gateway.refunds[0].amount_minor == story.order.total_minor
+
+
+class PendingRefunds(ScriptedGateway):
+    """A gateway whose refunds take their time."""
+
+    state = RefundState.PENDING
+
+    def __init__(self, script: list[str]) -> None:
+        super().__init__(script)
+        self.refunds: list[Refund] = []
+
+    async def refund(self, refund: Refund) -> Refunded:
+        self.refunds.append(refund)
+        return Refunded(reference="re_1", state=self.state)
+
+
+async def test_a_gateway_that_says_when_to_come_back_is_asked_then() -> None:
+    """Retry-After is the least that is waited, up to an hour."""
+    for asked, waited in ((30.0, 30 * SECOND), (1e9, HOUR), (-5.0, 0)):
+        story, gateway = Story.of(), ScriptedGateway([PaymentUnavailable("busy", asked)])
+        command = await work(story, gateway)
+        assert isinstance(command, RecordPayment)
+        assert command.retry_in >= waited
+        assert command.retry_in <= max(waited, SECOND)
+
+
+async def test_what_a_gateway_says_is_cut_to_size() -> None:
+    """What is stored of a gateway's words fits every database, and has no payment token in it."""
+    words = f"card tok_secret refused\x00\n\ud800{'x' * 2000}"
+    story, gateway = Story(), ScriptedGateway([PaymentDeclined(words)])
+    story.give(replace(place_order(Stages.PAYMENT, 100, True), payment_token="tok_secret"))
+    await work(story, gateway)
+    said = story.order.last_error or ""
+    assert said.startswith("card *** refused  ?xxx")
+    assert len(said) == ERROR_CHARACTERS_MAX
+    story, gateway = Story.of(), ScriptedGateway(["r" * 500])
+    command = await work(story, gateway)
+    assert isinstance(command, RecordPayment)
+    assert len(command.reference or "") == REFERENCE_CHARACTERS_MAX
 
 
 async def test_a_refused_refund_is_parked_for_a_person() -> None:

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from expediter.errors import ConfigurationError
+from expediter.payments.port import (
+    Charge,
+    Payment,
+    PaymentGateway,
+    PaymentState,
+    Refund,
+    Refunded,
+    RefundState,
+)
 from expediter.payments.simulated import SimulatedGateway
 
+__all__ = [
+    "Charge",
+    "Payment",
+    "PaymentGateway",
+    "PaymentState",
+    "Refund",
+    "RefundState",
+    "Refunded",
+    "open_gateway",
+]
 
-class PaymentGateway(Protocol):
-    """Where money moves. An implementation must honour `idempotency_key` for `key_window_seconds`.
-
-    Every call raises PaymentDeclined (definite: no money moved, and the key is used up), PaymentUnavailable
-    (definite: this call did nothing) or PaymentUnknown (no answer: it may have happened).
-    """
-
-    name: str
-    key_window_seconds: int
-
-    async def charge(self, amount_minor: int, currency: str, *, idempotency_key: str, token: str | None) -> str:
-        """Charge `amount_minor` (whole minor units of `currency`) and return the gateway's own reference."""
-
-    async def find(self, idempotency_key: str) -> str | None:
-        """Return the reference of the charge made under this key, None if the gateway knows of none."""
-
-    async def refund(self, idempotency_key: str) -> str:
-        """Give back what was charged under this key, once however often it is asked; return the reference."""
-
-    async def close(self) -> None:
-        """Give back connections."""
+_KNOWN = "simulated, simulated:///ledger/file?seed=7, https://host/base, python:package.module:Name"
 
 
 def open_gateway(
-    address: str, *, success_rate: float, latency_ms_min: int, latency_ms_max: int
-) -> SimulatedGateway:
-    """Return the gateway that `address` names: `simulated`, or `simulated://[/ledger/file][?seed=7]`.
+    address: str, *, success_rate: float, latency_ms_min: int, latency_ms_max: int, token: str | None = None
+) -> PaymentGateway:
+    """Return the gateway that `address` names; the rate and the latencies are the simulation's.
 
-    Raises ConfigurationError for any other.
+    Raises ConfigurationError for an address that is not known, or cannot be used.
     """
+    if address.startswith("python:"):
+        from expediter.payments.python import load_gateway
+
+        return load_gateway(address.removeprefix("python:"))
     try:
         parts = urlsplit(address if "://" in address else f"{address}://")
+        _ = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"PAYMENT_GATEWAY={address} cannot be read: {error}") from error
+        raise ConfigurationError(f"PAYMENT_GATEWAY cannot be read: {error}") from error
+    if parts.scheme in ("http", "https"):
+        from expediter.payments.http import HttpGateway
+
+        return HttpGateway(parts, token)
     if parts.scheme != "simulated":
-        raise ConfigurationError(f"PAYMENT_GATEWAY={address} is not known; this version has: simulated")
+        raise ConfigurationError(f"PAYMENT_GATEWAY={address} is not known; there are: {_KNOWN}")
     return SimulatedGateway.from_address(
         parts, success_rate=success_rate, latency_ms_min=latency_ms_min, latency_ms_max=latency_ms_max
     )

@@ -18,7 +18,14 @@ from urllib.parse import SplitResult, parse_qs
 
 import msgspec
 
-from expediter.errors import ConfigurationError, PaymentDeclined, PaymentUnavailable, PaymentUnknown
+from expediter.errors import (
+    ConfigurationError,
+    PaymentConflict,
+    PaymentDeclined,
+    PaymentUnavailable,
+    PaymentUnknown,
+)
+from expediter.payments.port import Charge, Payment, PaymentState, Refund, Refunded
 
 #: What a `payment_token` can ask of the simulation, whatever the success rate.
 TOKEN_DECLINED = "tok_declined"
@@ -43,9 +50,12 @@ class LedgerEntry(msgspec.Struct, frozen=True):
 
 
 def read_ledger(path: Path) -> dict[tuple[str, str], LedgerEntry]:
-    """Return the entries of a ledger by action and key. Raises OSError, msgspec.MsgspecError."""
+    """Return the entries of a ledger by action and key. Raises OSError, msgspec.MsgspecError.
+
+    The trial gateway's has further actions, which move no money: those are left out.
+    """
     entries = [msgspec.json.decode(line, type=LedgerEntry) for line in path.read_bytes().splitlines()]
-    return {(entry.action, entry.key): entry for entry in entries}
+    return {(entry.action, entry.key): entry for entry in entries if entry.action in ("charge", "refund")}
 
 
 class SimulatedGateway:
@@ -56,7 +66,7 @@ class SimulatedGateway:
     """
 
     name = "simulated"
-    key_window_seconds = 24 * 3600
+    key_window_seconds = 24 * 3600.0
 
     def __init__(
         self,
@@ -124,39 +134,55 @@ class SimulatedGateway:
         finally:
             fcntl.flock(self._ledger, fcntl.LOCK_UN)
 
-    async def charge(self, amount_minor: int, currency: str, *, idempotency_key: str, token: str | None) -> str:
+    async def charge(self, charge: Charge) -> Payment:
         """See PaymentGateway."""
         await self._delay()
         with self._books() as entries:
-            if ("charge", idempotency_key) in entries:
-                return _reference(idempotency_key)
-            if token == TOKEN_DECLINED:
-                raise PaymentDeclined("The card was declined (simulated)")
-            if token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
-                raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
-            self._enter(LedgerEntry("charge", idempotency_key, amount_minor, currency))
-        if token == TOKEN_UNKNOWN:
-            raise PaymentUnknown("The payment gateway did not answer (simulated)")
-        return _reference(idempotency_key)
+            entry = entries.get(("charge", charge.key))
+            if entry is None:
+                if charge.token == TOKEN_DECLINED:
+                    raise PaymentDeclined("The card was declined (simulated)")
+                if charge.token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
+                    raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
+                entry = LedgerEntry("charge", charge.key, charge.amount_minor, charge.currency)
+                self._enter(entry)
+                if charge.token == TOKEN_UNKNOWN:
+                    raise PaymentUnknown("The payment gateway did not answer (simulated)")
+            elif (entry.amount_minor, entry.currency) != (charge.amount_minor, charge.currency):
+                raise PaymentConflict("Another amount was charged under this key (simulated)")
+            return self._payment(entries, entry)
 
-    async def find(self, idempotency_key: str) -> str | None:
+    async def find(self, key: str) -> Payment | None:
         """See PaymentGateway."""
         await self._delay()
         with self._books() as entries:
-            return _reference(idempotency_key) if ("charge", idempotency_key) in entries else None
+            entry = entries.get(("charge", key))
+            return None if entry is None else self._payment(entries, entry)
 
-    async def refund(self, idempotency_key: str) -> str:
-        """See PaymentGateway."""
+    async def refund(self, refund: Refund) -> Refunded:
+        """See PaymentGateway. It refunds a charge once, as a whole."""
         await self._delay()
+        key = refund.payment_key
         with self._books() as entries:
-            charged = entries.get(("charge", idempotency_key))
-            if charged is None and self._has_forgotten:
-                return f"re_{idempotency_key}"
-            if charged is None:
+            charged = entries.get(("charge", key))
+            if charged is None and not self._has_forgotten:
                 raise PaymentDeclined("There is no charge under this key to refund (simulated)")
-            if ("refund", idempotency_key) not in entries:
-                self._enter(LedgerEntry("refund", idempotency_key, charged.amount_minor, charged.currency))
-        return f"re_{idempotency_key}"
+            if charged is not None and refund.amount_minor != charged.amount_minor:
+                raise PaymentDeclined("Only the whole amount can be refunded (simulated)")
+            if charged is not None and ("refund", key) not in entries:
+                self._enter(LedgerEntry("refund", key, charged.amount_minor, charged.currency))
+        return Refunded(reference=f"re_{key}")
+
+    def _payment(self, entries: dict[tuple[str, str], LedgerEntry], entry: LedgerEntry) -> Payment:
+        given_back = entries.get(("refund", entry.key))
+        return Payment(
+            reference=f"ch_{entry.key}",
+            state=PaymentState.SUCCEEDED,
+            amount_minor=entry.amount_minor,
+            currency=entry.currency,
+            captured_minor=entry.amount_minor,
+            refunded_minor=0 if given_back is None else given_back.amount_minor,
+        )
 
     async def close(self) -> None:
         """Close the ledger."""
@@ -180,7 +206,3 @@ class SimulatedGateway:
             self._has_forgotten = True
         if self._ledger >= 0:
             self._read += os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
-
-
-def _reference(idempotency_key: str) -> str:
-    return f"ch_{idempotency_key}"

@@ -224,6 +224,7 @@ def _gateway(settings: Settings) -> PaymentGateway:
         success_rate=settings.payment_mock_success_rate,
         latency_ms_min=settings.payment_mock_latency_min,
         latency_ms_max=settings.payment_mock_latency_max,
+        token=settings.payment_gateway_token.get_secret_value() if settings.payment_gateway_token else None,
     )
 
 

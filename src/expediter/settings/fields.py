@@ -264,8 +264,12 @@ class Settings(BaseSettings):
 
     payment_gateway: str = Field(
         "simulated",
-        description="where money moves: `simulated`, or `simulated:///ledger/file?seed=7`, for a durable ledger "
-        "and a repeatable run",
+        description="where money moves: `simulated`; `simulated:///ledger/file?seed=7`, with a durable ledger and "
+        "a repeatable run; `https://host/base`, a gateway behind the HTTP payment protocol; or "
+        "`python:package.module:Name`, a class of your own (docs/payments.md)",
+    )
+    payment_gateway_token: SecretStr | None = Field(
+        None, description="the bearer token that a gateway at an address is asked with"
     )
     gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",
