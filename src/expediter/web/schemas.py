@@ -23,11 +23,14 @@ from expediter.orders.order import (
 
 Schema = dict[str, Any]
 
-#: Of each group of fields at least one must be there.
+#: Of each group of fields at least one must be there, and not null. It is said by `not`, which generated clients
+#: pass over: from an `anyOf` that says as much they make several classes of one body.
 _AT_LEAST_ONE = {
     "OrderBody": (("customer_id", "user_id", "customer_name"), ("items", "item_ids")),
     "ItemBody": (("item_id", "name", "item_name"),),
 }
+#: Of these pairs no body has both.
+_EITHER = {"OrderBody": (("items", "item_ids"),)}
 #: An amount in a request: exact as a text; as a number it may have the noise of a sum of floats.
 _AMOUNT: Schema = {
     "anyOf": [
@@ -35,6 +38,10 @@ _AMOUNT: Schema = {
         {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
         {"type": "null"},
     ]
+}
+#: What an entry of `metadata` may be. Without it, generated clients take the object for one that has no entries.
+_METADATA_VALUE: Schema = {
+    "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"}]
 }
 #: The schema of a field, where its type says less.
 _FIELDS: Mapping[tuple[str, str], Schema] = {
@@ -47,7 +54,7 @@ _FIELDS: Mapping[tuple[str, str], Schema] = {
 #: The same by the field's name alone, in whatever is answered.
 _NAMES: Mapping[str, Schema] = {
     "total_amount": {"type": "number"},
-    "metadata": {"type": "object"},
+    "metadata": {"type": "object", "additionalProperties": _METADATA_VALUE},
 }
 #: The words that a field may have.
 _WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -69,7 +76,7 @@ def refine(components: dict[str, Schema]) -> None:
     """Say in these schemas what their types could not say."""
     for name, groups in _AT_LEAST_ONE.items():
         if name in components:
-            components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
+            components[name]["not"] = {"anyOf": [*map(_nothing_of, groups), *map(_both_of, _EITHER.get(name, ()))]}
     for name, schema in components.items():
         for field, found in schema.get("properties", {}).items():
             if "default" in found and found["default"] is None:
@@ -82,6 +89,14 @@ def refine(components: dict[str, Schema]) -> None:
                 _each_text(found, "enum", list(_WORDS[name, field]))
             elif field == "at" or field.endswith("_at"):
                 _each_text(found, "format", "date-time")
+
+
+def _nothing_of(fields: tuple[str, ...]) -> Schema:
+    return {"properties": {field: {"type": "null"} for field in fields}}
+
+
+def _both_of(fields: tuple[str, str]) -> Schema:
+    return {"required": list(fields), "properties": {field: {"not": {"type": "null"}} for field in fields}}
 
 
 def _each_text(schema: Schema, key: str, value: Any) -> None:
