@@ -86,6 +86,7 @@ format: $(DEV_LOCK) ## Repair style and format where a machine can
 docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the code
 	$(BIN)/python docs/lifecycle.py
 	$(BIN)/python docs/promises.py
+	$(BIN)/python docs/postman.py
 
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service

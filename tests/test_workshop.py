@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -84,6 +85,15 @@ def settings_named_in_tables() -> set[str]:
     return {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]*)`", row)}
 
 
+def load_document(name: str) -> ModuleType:
+    """Load what writes a document: a file in docs/, under a name that no other module has."""
+    spec = importlib.util.spec_from_file_location(f"document_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
 
@@ -157,10 +167,7 @@ def test_every_setting_is_in_a_table() -> None:
 
 def test_the_lifecycle_is_drawn_from_its_table() -> None:
     """The drawing in the README and in the docs is the one that the table gives; `make docs` renews it."""
-    spec = importlib.util.spec_from_file_location("lifecycle", ROOT / "docs" / "lifecycle.py")
-    assert spec is not None and spec.loader is not None
-    lifecycle = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lifecycle)
+    lifecycle = load_document("lifecycle")
     for document in lifecycle.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
@@ -168,13 +175,16 @@ def test_the_lifecycle_is_drawn_from_its_table() -> None:
 
 def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
     """The tables in docs/coming-from.md are those of tests/promises.py; `make docs` writes them."""
-    spec = importlib.util.spec_from_file_location("promises_document", ROOT / "docs" / "promises.py")
-    assert spec is not None and spec.loader is not None
-    document = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(document)
+    document = load_document("promises")
     text = document.DOCUMENT.read_text(encoding="utf-8")
     assert document.written(text) == text, "run make docs"
     assert text.count("| `") > 56
+
+
+def test_the_postman_collection_is_made_of_the_openapi_document() -> None:
+    """The collection in docs/ is the one that the document gives; `make docs` writes it."""
+    postman = load_document("postman")
+    assert postman.COLLECTION.read_text(encoding="utf-8") == postman.written(), "run make docs"
 
 
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:
