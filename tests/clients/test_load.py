@@ -15,7 +15,7 @@ def test_readers_and_a_writer_load_a_service(service: Serving, tmp_path: Path) -
         tmp_path,
         python_program("locust"),
         *("--locustfile", ROOT / "examples" / "locustfile.py", "--headless", "--json", "--host", service.url),
-        *("--users", "10", "--spawn-rate", "10", "--run-time", "5s"),
+        *("--users", "10", "--spawn-rate", "10", "--run-time", "3s"),
     )
     assert done.returncode == 0, done.stderr
     calls = {(each["method"], each["name"]): each for each in json.loads(done.stdout)}
