@@ -47,7 +47,7 @@ def test_the_document_breaks_no_rule(idle_service: Serving, tmp_path: Path) -> N
 
     done = run(tmp_path, "node", "lint.mjs", described(idle_service, tmp_path))
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stdout + done.stderr
 
 
 def test_a_python_client_works(idle_service: Serving, tmp_path: Path) -> None:

@@ -17,3 +17,4 @@ await client.POST("/api/v1/orders", { body: { customer_id: 1, items: item } }); 
 await client.POST("/api/v1/orders", {}); // mistake: no body
 await client.POST("/api/v1/orders/batch", { body: item }); // mistake: one order and no list
 export const body: components["schemas"]["OrderBody"] = { customer: 1, items: [item] }; // mistake: no such field
+export const status: components["schemas"]["OrderDocument"]["status"] = "lost"; // mistake: no such status
