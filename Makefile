@@ -106,12 +106,14 @@ bench-quick: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure intake, cached read
 	@$(BIN)/python bench/run.py --quick $(ARGS)
 
 .PHONY: lock
-lock: ## Renew the locked requirements (needs uv)
+lock: ## Renew the locked requirements (needs uv and npm)
 	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "make lock needs npm on the PATH" >&2; exit 1; }
 	@$(call LOCK,pyproject.toml,requirements.txt)
 	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
+	@cd tests/clients && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean
