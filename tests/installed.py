@@ -33,13 +33,18 @@ def node_modules() -> Path:
     return CLIENTS / "node" / "node_modules"
 
 
+def environment() -> dict[str, str]:
+    """Return what such a program needs of the environment, and nothing that would change what it does."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": f"{PYTHON}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+
+
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program to its end in `folder`, and return what it said."""
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
     return subprocess.run(
         [str(part) for part in command],
         cwd=folder,
-        env={**kept, "PATH": f"{PYTHON}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
