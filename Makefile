@@ -15,6 +15,9 @@ DEV_LOCK := .venv/.dev-lock
 PROJECT := .venv/.project
 # The baselines have an environment of their own: what they need, the service does not.
 BENCH_LOCK := .venv-bench/.lock
+# So do the programs that make clients of the interface, and Locust. Some of them run on Node.
+CLIENTS_PYTHON := .clients/python/.lock
+CLIENTS_NODE := .clients/node/.lock
 
 define FIND_PYTHON
 	for python in python3.11 python3 python3.12 python3.13; do \
@@ -40,9 +43,15 @@ help: ## Show this list
 run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
 	@exec $(BIN)/expediter serve
 
+# Whoever has no npm, or no network now, runs everything else. With CI=true, tests whose programs are missing fail.
 .PHONY: test
 test: $(DEV_LOCK) $(PROJECT) ## Run the tests
+	@$(MAKE) --no-print-directory --keep-going clients \
+	    || echo "The tests of generated clients go without what could not be installed" >&2
 	$(BIN)/python -m pytest
+
+.PHONY: clients
+clients: $(CLIENTS_PYTHON) $(CLIENTS_NODE) ## Install what makes clients of the interface, and Locust (needs npm)
 
 # Some fifty minutes on two busy processors. The table is written only if all went well.
 FAULTS_TALLY := .venv/.faults.jsonl
@@ -83,10 +92,16 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/promises.py
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/settings.py
+	$(BIN)/python docs/postman.py
 
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py $(ARGS)
+
+.PHONY: load
+load: $(CLIENTS_PYTHON) ## Put load on a service at http://127.0.0.1:8000 for 30 seconds (ARGS="--host ... --users 200")
+	@.clients/python/bin/locust --locustfile examples/locustfile.py --headless --only-summary \
+	    --host http://127.0.0.1:8000 --users 50 --spawn-rate 50 --run-time 30s $(ARGS)
 
 .PHONY: bench
 bench: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure the service against its baselines (needs wrk; half an hour)
@@ -97,16 +112,19 @@ bench-quick: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure intake, cached read
 	@$(BIN)/python bench/run.py --quick $(ARGS)
 
 .PHONY: lock
-lock: ## Renew the locked requirements (needs uv)
+lock: ## Renew the locked requirements (needs uv and npm)
 	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "make lock needs npm on the PATH" >&2; exit 1; }
 	@$(call LOCK,pyproject.toml,requirements.txt)
 	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
+	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
+	@cd tests/clients && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the builds; databases stay
-	rm -rf .venv .venv-bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .clients .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One lock serves every platform. Addresses stay out: where packages come from is the reader's own choice.
@@ -132,6 +150,19 @@ $(DEV_LOCK): requirements-dev.txt $(VENV)
 $(BENCH_LOCK): bench/requirements.txt $(VENV)
 	$(BIN)/python -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(CLIENTS_PYTHON): tests/clients/requirements.txt $(VENV)
+	$(BIN)/python -m venv --clear .clients/python
+	.clients/python/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-compile \
+	    --require-hashes -r $<
+	@touch $@
+
+# Scripts of the packages are not run: what is needed here needs none.
+$(CLIENTS_NODE): tests/clients/package-lock.json tests/clients/package.json tests/clients/.npmrc
+	@command -v npm >/dev/null || { echo "npm is missing. On Debian and Ubuntu: apt-get install npm" >&2; exit 1; }
+	@rm -rf .clients/node && mkdir -p .clients/node && cp $^ .clients/node
+	cd .clients/node && npm ci --ignore-scripts
 	@touch $@
 
 # The build backend comes locked too, so that building the project fetches nothing unnamed.

@@ -35,11 +35,14 @@ def free_port() -> int:
         return port
 
 
-def missing(what: str) -> None:
-    """A server that is not installed: on a laptop its tests are skipped, in CI that is a failure."""
+def missing(what: str, how: str = "") -> None:
+    """A program that is not installed: on a laptop its tests are skipped, in CI that is a failure.
+
+    `how` is what installs it, if not `apt-get install`.
+    """
     if os.environ.get("CI"):
         pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed: apt-get install {what}")
+    pytest.skip(f"{what} is not installed: {how or f'apt-get install {what}'}")
 
 
 def in_thread(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

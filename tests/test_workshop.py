@@ -1,6 +1,7 @@
 """The files around the code: the locks, the settings' documents, the README's commands, the built wheel."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -20,7 +21,13 @@ from expediter.settings.fields import OTHERWISE
 from expediter.settings.reading import effective
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt", "bench/requirements.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-build.txt",
+    "requirements-dev.txt",
+    "bench/requirements.txt",
+    "tests/clients/requirements.txt",
+)
 
 #: An address, a path, a direct reference, or an option that says where packages come from.
 PLACE = re.compile(r"://|\s@\s|(^|[\s=])[./~][\w.]*/|^\s*-|--(index|extra-index|find-links|trusted-host)")
@@ -60,7 +67,12 @@ def project() -> dict[str, list[str]]:
         "requirements.txt": runtime,
         "requirements-build.txt": build,
         "requirements-dev.txt": [*runtime, *build, *table["project"]["optional-dependencies"]["dev"]],
-        "bench/requirements.txt": [line for line in read("bench/requirements.in").splitlines() if line[0] != "#"],
+        **{
+            f"{folder}/requirements.txt": [
+                line for line in read(f"{folder}/requirements.in").splitlines() if line[0] != "#"
+            ]
+            for folder in ("bench", "tests/clients")
+        },
     }
 
 
@@ -127,6 +139,18 @@ def test_the_development_lock_holds_the_other_two() -> None:
         for name, entry in read_lock(lock).items():
             assert development[name].requirement.specifier == entry.requirement.specifier
             assert development[name].hashes == entry.hashes
+
+
+def test_the_lock_of_npm_pins_and_hashes_everything_and_names_no_place() -> None:
+    """Every package has one exact version and its hash, and no address to get it from."""
+    asked = json.loads(read("tests/clients/package.json"))["dependencies"]
+    packages = json.loads(read("tests/clients/package-lock.json"))["packages"]
+    assert packages.pop("")["dependencies"] == asked
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in asked} == asked
+    for name, package in packages.items():
+        assert re.fullmatch(r"sha(256|512)-[\w+/=]+", package["integrity"]), name
+        assert "resolved" not in package, name
+    assert "omit-lockfile-registry-resolved=true" in read("tests/clients/.npmrc").splitlines()
 
 
 def test_the_readme_shows_how_to_run_and_test() -> None:
@@ -267,6 +291,12 @@ def test_every_link_leads_somewhere(document: Path) -> None:
             assert target.exists(), link
             assert target.is_relative_to(ROOT), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_the_postman_collection_is_made_of_the_openapi_document() -> None:
+    """The collection in docs/ is the one that the document gives; `make docs` writes it."""
+    postman = drawing("postman")
+    assert postman.COLLECTION.read_text(encoding="utf-8") == postman.written(), "run make docs"
 
 
 def test_the_wheel_carries_the_whole_package(tmp_path: Path) -> None:

@@ -10,18 +10,19 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from expediter import __version__
-from expediter.orders.order import RESERVED_IDS
 from expediter.web.http import to_json
 from expediter.web.operations import Operation, Parameter
 from expediter.web.problems import Problem
-from expediter.web.schemas import EXAMPLES, operation_id, problem_example, refine
+from expediter.web.schemas import EXAMPLES, ORDER_ID, operation_id, problem_example, refine
 
 _SHORT = "short paths"
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = """Takes orders, stores each one before it answers, charges and fulfils them in the background.
 
-Amounts are exact: send a number or a string, it is read as decimal text. Every refusal is a problem document
-(RFC 9457) that also carries `error`, one sentence."""
+Amounts are exact: send a number or a string, it is read as decimal text.
+A whole number has no point: `2`, not `2.0`.
+
+Every refusal is a problem document (RFC 9457) that also carries `error`, one sentence."""
 
 #: The tags, in the order in which the pages show them.
 _TAGS = {
@@ -90,7 +91,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         "tags": [_SHORT if _is_short(path) else operation.tag],
         "responses": {
             **{str(status): _answer(status, body) for status, body in operation.answers.items()},
-            **{str(status): _problem(status) for status in _problem_statuses(operation, path)},
+            **{str(status): _problem(status, operation.fault) for status in _problem_statuses(operation, path)},
         },
     }
     parameters = [_path_parameter(name) for name in re.findall(r"{(\w+)}", path)]
@@ -133,9 +134,9 @@ def _answer(status: int, body: Any) -> dict[str, Any]:
     return _with_headers(answer, status)
 
 
-def _problem(status: int) -> dict[str, Any]:
+def _problem(status: int, fault: tuple[str, str]) -> dict[str, Any]:
     phrase = HTTPStatus(status).phrase
-    content = {"schema": _schema(Problem), "example": problem_example(status, phrase)}
+    content = {"schema": _schema(Problem), "example": problem_example(status, phrase, fault)}
     return _with_headers({"description": phrase, "content": {"application/problem+json": content}}, status)
 
 
@@ -163,13 +164,7 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
-    reserved = "|".join(sorted(re.escape(word) for word in RESERVED_IDS))
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": f"^(?!(?:{reserved})$)[A-Za-z0-9._-]{{1,64}}$"},
-    }
+    return {"name": name, "in": "path", "required": True, "schema": dict(ORDER_ID)}
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ import msgspec
 
 from expediter.orders.documents import order_document
 from expediter.orders.events import EVENT_TYPES
-from expediter.orders.money import AMOUNT_MINOR_MAX
+from expediter.orders.money import AMOUNT_MINOR_MAX, CURRENCY_DIGITS
 from expediter.orders.order import (
     MICROSECONDS,
+    RESERVED_IDS,
     JobKind,
     Line,
     Order,
@@ -23,11 +25,23 @@ from expediter.orders.order import (
 
 Schema = dict[str, Any]
 
-#: Of each group of fields at least one must be there.
+#: An order's id as a text.
+ORDER_ID: Schema = {
+    "type": "string",
+    "pattern": f"^(?!(?:{'|'.join(sorted(map(re.escape, RESERVED_IDS)))})$)[A-Za-z0-9._-]{{1,64}}$",
+}
+#: A whole number that is sent is at most this far from 0. To JSON Schema 1e300 is a whole number, too.
+_WHOLE_MAX = 2**53 - 1
+#: Texts that are sent have no NUL: not every database can store one.
+_WITHOUT_NUL = "^[^\\x00]*$"
+#: Of each group of fields at least one must be there, and not null. It is said by `not`, which generated clients
+#: pass over: from an `anyOf` that says as much they make several classes of one body.
 _AT_LEAST_ONE = {
     "OrderBody": (("customer_id", "user_id", "customer_name"), ("items", "item_ids")),
     "ItemBody": (("item_id", "name", "item_name"),),
 }
+#: Of these pairs no body has both.
+_EITHER = {"OrderBody": (("items", "item_ids"),)}
 #: An amount in a request: exact as a text; as a number it may have the noise of a sum of floats.
 _AMOUNT: Schema = {
     "anyOf": [
@@ -36,10 +50,16 @@ _AMOUNT: Schema = {
         {"type": "null"},
     ]
 }
+#: What an entry of `metadata` may be. Without it, generated clients take the object for one that has no entries.
+_METADATA_VALUE: Schema = {
+    "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"}]
+}
 #: The schema of a field, where its type says less.
 _FIELDS: Mapping[tuple[str, str], Schema] = {
     ("OrderBody", "total_amount"): _AMOUNT,
-    ("OrderBody", "currency"): {"anyOf": [{"type": "string", "pattern": "^[A-Z]{3}$"}, {"type": "null"}]},
+    ("OrderBody", "currency"): {
+        "anyOf": [{"type": "string", "pattern": f"^({'|'.join(sorted(CURRENCY_DIGITS))})$"}, {"type": "null"}]
+    },
     ("ItemBody", "price"): _AMOUNT,
     ("ItemBody", "unit_price"): _AMOUNT,
     ("LineDocument", "price"): {"anyOf": [{"type": "number"}, {"type": "null"}]},
@@ -47,7 +67,7 @@ _FIELDS: Mapping[tuple[str, str], Schema] = {
 #: The same by the field's name alone, in whatever is answered.
 _NAMES: Mapping[str, Schema] = {
     "total_amount": {"type": "number"},
-    "metadata": {"type": "object"},
+    "metadata": {"type": "object", "additionalProperties": _METADATA_VALUE},
 }
 #: The words that a field may have.
 _WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -69,7 +89,7 @@ def refine(components: dict[str, Schema]) -> None:
     """Say in these schemas what their types could not say."""
     for name, groups in _AT_LEAST_ONE.items():
         if name in components:
-            components[name]["allOf"] = [{"anyOf": [{"required": [field]} for field in group]} for group in groups]
+            components[name]["not"] = {"anyOf": [*map(_nothing_of, groups), *map(_both_of, _EITHER.get(name, ()))]}
     for name, schema in components.items():
         for field, found in schema.get("properties", {}).items():
             if "default" in found and found["default"] is None:
@@ -82,6 +102,34 @@ def refine(components: dict[str, Schema]) -> None:
                 _each_text(found, "enum", list(_WORDS[name, field]))
             elif field == "at" or field.endswith("_at"):
                 _each_text(found, "format", "date-time")
+            if field == "order_id" and name.endswith("Body"):
+                found["anyOf"] = [ORDER_ID if each["type"] == "string" else each for each in found["anyOf"]]
+        if name.endswith("Body"):
+            _bound(schema)
+
+
+def _bound(schema: Schema) -> None:
+    """Say of every text and every name in what is sent that it has no NUL, and of numbers how large they are."""
+    if schema.get("type") == "string":
+        schema.setdefault("pattern", _WITHOUT_NUL)
+    elif schema.get("type") == "number":
+        schema.setdefault("minimum", -_WHOLE_MAX)
+        schema.setdefault("maximum", _WHOLE_MAX)
+    if "propertyNames" in schema:
+        schema["propertyNames"].setdefault("pattern", _WITHOUT_NUL)
+    for part in (*schema.get("properties", {}).values(), *schema.get("anyOf", ())):
+        _bound(part)
+    for name in ("items", "additionalProperties"):
+        if isinstance(schema.get(name), dict):
+            _bound(schema[name])
+
+
+def _nothing_of(fields: tuple[str, ...]) -> Schema:
+    return {"properties": {field: {"type": "null"} for field in fields}}
+
+
+def _both_of(fields: tuple[str, str]) -> Schema:
+    return {"required": list(fields), "properties": {field: {"not": {"type": "null"}} for field in fields}}
 
 
 def _each_text(schema: Schema, key: str, value: Any) -> None:
@@ -230,9 +278,11 @@ EXAMPLES: Mapping[str, Any] = {
 }
 
 
-def problem_example(status: int, title: str) -> dict[str, Any]:
-    """Return a problem document of this status."""
+def problem_example(status: int, title: str, fault: tuple[str, str]) -> dict[str, Any]:
+    """Return a problem document of this status; a 422 has this fault: a field, and what is wrong with it."""
     error = _SENTENCES.get(status, title)
+    if status == 422:
+        title, error = "Invalid input", ": ".join(fault)
     example: dict[str, Any] = {
         "type": f"urn:expediter:problem:{title.lower().replace(' ', '-')}",
         "title": title,
@@ -242,7 +292,7 @@ def problem_example(status: int, title: str) -> dict[str, Any]:
         "request_id": "019ac5a4b5c07f2e8d1b2c3d4e5f6071",
     }
     if status == 422:
-        example["errors"] = [{"field": "/items/0/quantity", "message": "expected `int` >= 1"}]
+        example["errors"] = [{"field": fault[0], "message": fault[1]}]
     return example
 
 
@@ -254,7 +304,6 @@ _SENTENCES = {
     409: "Order ORD-1 is completed; it can become nothing else",
     412: "Order ORD-1 has version 3",
     415: "Send the body as Content-Type: application/json, without a Content-Encoding",
-    422: "/items/0/quantity: expected `int` >= 1",
     503: "The database cannot be used now; try again",
 }
 

@@ -323,10 +323,17 @@ OPERATIONS = (
         answers={200: ShownOrder, 304: None},
         problems=(409, 412),
         parameters=(
-            query("wait", "Hold the answer until the order changes.", type="number", minimum=0, maximum=30),
+            query(
+                "wait",
+                "Hold the answer until the order changes: seconds, as `5` or `0.5`.",
+                type="number",
+                minimum=0,
+                maximum=30,
+            ),
             query("min_version", "Never answer an older version.", type="integer", minimum=0, maximum=2**53),
             IF_NONE_MATCH,
         ),
+        fault=("wait", "must be seconds from 0 to 30"),
     ),
     _change_of("", delete_order, "Delete an order", {202: _QUEUED, 204: None}, method="DELETE"),
     _change_of(

@@ -24,6 +24,8 @@ PAGE_SIZE_MAX = 200
 #: How far a page may be counted from the newest order; further on, a cursor costs nothing.
 OFFSET_MAX = 1_000_000
 
+_NOT_TOGETHER = "page and page_size do not go with limit, offset or cursor"
+
 #: The parameters of a list: filters, and the three ways to turn pages.
 LIST_PARAMETERS = (
     "customer_id",
@@ -98,7 +100,7 @@ def page_query(given: dict[str, str]) -> tuple[PageQuery, bool]:
         if any(name in given for name in names)
     ]
     if "page" in styles and len(styles) > 1:
-        faults.append(Fault("page", "page and page_size do not go with limit, offset or cursor"))
+        faults.append(Fault("page", _NOT_TOGETHER))
     if "cursor" in given and "offset" in given:
         faults.append(Fault("offset", "does not go with cursor"))
     size_name = "page_size" if "page" in styles else "limit"
@@ -167,11 +169,41 @@ _PAGING = (
     query("status", "Only orders in this status.", type="string", enum=[status.value for status in Status]),
     query("created_after", "Only orders placed after this time.", type="string", format="date-time"),
     query("created_before", "Only orders placed before this time.", type="string", format="date-time"),
-    query("cursor", "next_cursor of the page before.", type="string"),
-    query("limit", "Orders on the page.", type="integer", minimum=1, maximum=PAGE_SIZE_MAX),
-    query("offset", "Orders to pass over.", type="integer", minimum=0, maximum=OFFSET_MAX),
-    query("page", "The page's number, from 1.", type="integer", minimum=1),
-    query("page_size", "Orders on the page.", type="integer", minimum=1, maximum=PAGE_SIZE_MAX),
+    query(
+        "cursor",
+        "`next_cursor` of the page before. Not together with `offset`, `page` or `page_size`.",
+        type="string",
+        pattern="^[A-Za-z0-9_-]+$",
+    ),
+    query(
+        "limit",
+        "Orders on the page. Not together with `page` or `page_size`.",
+        type="integer",
+        minimum=1,
+        maximum=PAGE_SIZE_MAX,
+    ),
+    query(
+        "offset",
+        "Orders to pass over. Not together with `cursor`, `page` or `page_size`.",
+        type="integer",
+        minimum=0,
+        maximum=OFFSET_MAX,
+    ),
+    query(
+        "page",
+        "The page's number, from 1; it passes over at most 1,000,000 orders."
+        " Not together with `limit`, `offset` or `cursor`.",
+        type="integer",
+        minimum=1,
+        maximum=OFFSET_MAX + 1,
+    ),
+    query(
+        "page_size",
+        "Orders on the page. Not together with `limit`, `offset` or `cursor`.",
+        type="integer",
+        minimum=1,
+        maximum=PAGE_SIZE_MAX,
+    ),
 )
 
 OPERATIONS = (
@@ -181,5 +213,6 @@ OPERATIONS = (
         summary="List orders",
         answers={200: OrderList},
         parameters=_PAGING,
+        fault=("page", _NOT_TOGETHER),
     ),
 )

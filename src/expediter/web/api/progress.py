@@ -250,6 +250,7 @@ OPERATIONS = (
         tag="progress",
         answers={200: Metrics},
         parameters=(query("getOrderIds", "Also list ids.", type="boolean"),),
+        fault=("getOrderIds", "must be true or false"),
     ),
     Operation(
         paths=both("/status"),
