@@ -24,7 +24,7 @@ import pytest
 from redis import Redis
 
 from auditing import charges, gateway_with_ledger, wait_until
-from clients import PLACING, Clients
+from callers import PLACING, Clients
 from disks import Disk, small_disk
 from expediter.orders.order import gateway_key
 from servers import MariadbServer, PostgresServer, RabbitServer, RedisServer, Server, free_port

@@ -9,7 +9,7 @@ import pytest
 
 from auditing import wait_until
 from bringing import read_only
-from clients import ITEMS
+from callers import ITEMS
 from enduring import Fault, Meanwhile, Mortals, Scene
 from known import SERVERS
 
