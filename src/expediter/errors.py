@@ -8,6 +8,7 @@ ExpediterError
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
 │   └── MoneyInFlight      a charge or refund has no outcome yet
+├── CursorGone             what follows a reader of the feed cannot be read any more (store/feed.py)
 ├── PreconditionFailed     `If-Match` names another version
 ├── IdempotencyMismatch    the key was used with another body
 ├── NotYetApplied          a queued command whose predecessor is not applied yet

@@ -95,6 +95,7 @@ async def test_the_jobs_of_an_older_database_are_counted(at: Place) -> None:
     at.change("DROP TABLE incarnation")
     at.change("DROP TABLE cache_standing")
     at.change("DROP TABLE installation")
+    at.change("ALTER TABLE feed DROP COLUMN archived")
     at.change("UPDATE alembic_version SET version_num = '0001'")
     assert await asyncio.to_thread(upgrade, at.address)
     assert await states(at) == (1, 0, 0, 2)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from expediter.backends.databases import Connection
 from expediter.store import schema
+from expediter.store.feed import note_archived
 from expediter.store.idempotency import REMOVE_KEYS
 from expediter.store.statements import DELETED_ORDERS, among
 
@@ -75,6 +76,7 @@ _LOCK_ORDERS = (
     .where(among(schema.orders.c.order_id))
     .with_for_update()
 )
+_NEWEST_OF = select(func.max(schema.events.c.position)).where(among(schema.events.c.order_id))
 _REMOVE_HISTORIES = delete(schema.events).where(among(schema.events.c.order_id))
 
 
@@ -135,7 +137,11 @@ async def remove_histories(connection: Connection, *, versions: Mapping[str, int
     unchanged += [order_id for order_id, version in versions.items() if version is None]
     if not unchanged:
         return Moved(0, 0)
-    return Moved(len(unchanged), await connection.run(_REMOVE_HISTORIES, ids=unchanged))
+    newest = (await connection.fetch(_NEWEST_OF, ids=unchanged))[0][0]
+    removed = await connection.run(_REMOVE_HISTORIES, ids=unchanged)
+    if newest is not None:
+        await note_archived(connection, newest)  # last: it locks the feed
+    return Moved(len(unchanged), removed)
 
 
 async def retire_caches(connection: Connection) -> int:

@@ -17,6 +17,7 @@ from expediter.orders.documents import order_document
 from expediter.orders.order import Attempt, Job, Order, Status
 from expediter.orders.resilience import Breaker
 from expediter.store import lookups
+from expediter.store.feed import Feed
 from expediter.store.jobs import Backlog, backlog
 from expediter.store.lookups import HistoryRow
 from expediter.store.rows import count_of
@@ -90,6 +91,8 @@ class Queries:
             self._load_all, items_max=ORDERS_PER_LOOK, rounds_max=LOOKS_AT_ONCE
         )
         self._watch = Watch(database, accepted.pending)
+        #: Every change of every order, for readers who follow them all.
+        self.feed = Feed(database)
         self._stopping = False
 
     async def waiting(self, order_ids: Sequence[str]) -> set[str]:
@@ -157,10 +160,13 @@ class Queries:
         """Answer whoever waits with what there is: the process is about to stop."""
         self._stopping = True
         self._watch.tell_all()
+        self.feed.stop()
 
     def notice(self, changes: Sequence[Applied]) -> None:
         """Wake whoever waits for one of these orders."""
         self._watch.notice(changes)
+        if self.feed.waiting:
+            self.feed.look_now()
 
     async def page(self, query: PageQuery) -> Page:
         """Return a page of orders, newest first, and the exact total where the counters know it."""

@@ -93,12 +93,13 @@ events = Table(
     **_MYSQL,
 )
 
-#: One row: the position of the newest event.
+#: One row: the position of the newest event, and up to which position events may have left for the archive.
 feed = Table(
     "feed",
     metadata,
     Column("feed_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
+    Column("archived", BigInteger, nullable=False, server_default="0"),
     **_MYSQL,
 )
 

@@ -21,7 +21,8 @@ class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
 
     `verify` holds the database against the laws; None: it takes longer than so many seconds. `ended` names what
-    should run in the background of this process, and does not any more. `batches` is how many are being read.
+    should run in the background of this process, and does not any more. `batches` is how many are being read, and
+    `streams` how many readers of events are connected.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -40,6 +41,7 @@ class Context:
     temporary: TemporaryOrders | None = None
     draining: bool = False
     batches: int = 0
+    streams: int = 0
 
     @property
     def keep(self) -> int:

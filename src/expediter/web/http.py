@@ -175,6 +175,11 @@ class Call:
             if not message.get("more_body", False):
                 return
 
+    async def until_gone(self) -> None:
+        """Return when the client has closed its connection. Only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()

@@ -27,6 +27,7 @@ Every refusal is a problem document (RFC 9457) that also carries `error`, one se
 #: The tags, in the order in which the pages show them.
 _TAGS = {
     "orders": "Place orders, read them, and change them.",
+    "events": "Every change of every order, in the order in which it was stored.",
     "progress": "How things stand: one order explained, counts and averages, the queue.",
     "service": "Whether the service is well, and the pages that describe it.",
     "admin": "For the operator: with the password that ADMIN_PASSWORD sets.",
@@ -90,7 +91,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         "description": (operation.handler.__doc__ or "").strip(),
         "tags": [_SHORT if _is_short(path) else operation.tag],
         "responses": {
-            **{str(status): _answer(status, body) for status, body in operation.answers.items()},
+            **{str(status): _answer(status, body, operation.stream) for status, body in operation.answers.items()},
             **{str(status): _problem(status, operation.fault) for status in _problem_statuses(operation, path)},
         },
     }
@@ -125,12 +126,14 @@ def _problem_statuses(operation: Operation, path: str) -> Iterable[int]:
     return sorted(statuses)
 
 
-def _answer(status: int, body: Any) -> dict[str, Any]:
+def _answer(status: int, body: Any, stream: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
         answer["content"] = {body: {"schema": {"type": "string"}}}
     elif body is not None:
         answer["content"] = {"application/json": _content(body)}
+        if stream:
+            answer["content"][stream] = {"schema": {"type": "string"}}
     return _with_headers(answer, status)
 
 

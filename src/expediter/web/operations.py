@@ -25,6 +25,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method on one or several paths.
 
+    `stream` is the media type in which the same comes as a stream, where it is asked for.
     `fault` is what the example of a 422 says: a field, and what is wrong with it.
     `answers` maps each status of success to what its body is (a type that msgspec knows, several of them, a media
     type, or None for none); `problems` are the statuses of refusal beyond those that every operation may answer.
@@ -40,6 +41,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: Any = None
     body_required: bool = True
     parameters: tuple[Parameter, ...] = ()
+    stream: str = ""
     fault: tuple[str, str] = ("/items/0/quantity", "expected `int` >= 1")
 
 

@@ -21,6 +21,7 @@ from expediter.errors import (
     PreconditionFailed,
     Unavailable,
 )
+from expediter.store.feed import CursorGone
 from expediter.web.http import Header, Reply
 
 log = structlog.get_logger(__name__)
@@ -56,6 +57,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: list[FieldError] | None = None
     order_id: str | None = None
     legal: list[str] | None = None
+    begin: str | None = None
 
 
 #: Every error that reaches a client: its status and its title. The first row that fits counts.
@@ -65,6 +67,7 @@ STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
     (DuplicateOrder, 409, "Duplicate order"),
     (IllegalTransition, 409, "Illegal transition"),
     (MoneyInFlight, 409, "Money in flight"),
+    (CursorGone, 410, "Gone"),
     (Conflict, 409, "Conflict"),
     (CommandRefused, 409, "Refused"),
     (PreconditionFailed, 412, "Precondition failed"),
@@ -97,6 +100,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         errors=_field_errors(error.faults) if isinstance(error, InvalidInput) else None,
         order_id=error.order_id if isinstance(error, (DuplicateOrder, IdempotencyMismatch)) else None,
         legal=list(error.legal) if isinstance(error, IllegalTransition) else None,
+        begin=str(error.begin) if isinstance(error, CursorGone) else None,
     )
     if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(error.retry_after_seconds).encode()))

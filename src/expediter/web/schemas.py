@@ -77,6 +77,7 @@ _WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
         for name, words in (("status", Status), ("payment_status", PaymentStatus))
     },
     ("EventDocument", "type"): EVENT_TYPES,
+    ("FeedEventDocument", "type"): EVENT_TYPES,
     ("NextAction", "action"): tuple(JobKind),
     ("AttemptDocument", "action"): ("charge", "refund"),
     ("AttemptDocument", "outcome"): tuple(PaymentOutcome),
@@ -185,6 +186,20 @@ EXAMPLES: Mapping[str, Any] = {
             {"number": 2, "at": _PLACED_AT, "type": "payment.started", "data": {"status": "payment_processing"}}
         ],
         "archived": 1,
+    },
+    "EventPage": {
+        "events": [
+            {
+                "position": 7,
+                "order_id": _ID,
+                "number": 2,
+                "at": _PLACED_AT,
+                "type": "payment.started",
+                "data": {"status": "payment_processing"},
+            }
+        ],
+        "next_cursor": "MC43",
+        "has_more": False,
     },
     "OrderList": {
         "orders": [_DOCUMENT],

@@ -14,7 +14,16 @@ import typer
 
 from expediter.errors import ConfigurationError, Refused
 from expediter.orders.order import Status, is_order_id
-from expediter.run.cli.output import command, print_json, print_line, run_to_end, settings_of, to_json
+from expediter.run.cli.output import (
+    command,
+    moment,
+    print_json,
+    print_line,
+    run_to_end,
+    settings_of,
+    to_json,
+    what_happened,
+)
 
 if TYPE_CHECKING:
     from expediter.run.asking import Client
@@ -170,7 +179,7 @@ def _table(orders: Iterable[dict[str, Any]], *, headed: bool) -> Iterable[str]:
         total = _total(order, before="")
         yield (
             f"{order['order_id']:<36}  {order['status']:<18}  {order['payment_status']:<15}  {total:>16}  "
-            f"{_moment(order['created_at'])}"
+            f"{moment(order['created_at'])}"
         )
 
 
@@ -187,8 +196,8 @@ def show(order_id: OrderId, url: Url = None, as_json: AsJson = False) -> None:
         facts = {
             "customer": order.get("customer_name") or order.get("customer_id"),
             "total": _total(order, before=""),
-            "placed": _moment(order["created_at"]),
-            "changed": _moment(order["updated_at"]),
+            "placed": moment(order["created_at"]),
+            "changed": moment(order["updated_at"]),
             "error": order.get("last_error"),
         }
         for name, value in facts.items():
@@ -219,7 +228,7 @@ def explain(order_id: OrderId, url: Url = None, as_json: AsJson = False) -> None
         for attempt in found.get("attempts") or []:
             ended = attempt.get("error") or attempt.get("reference") or ""
             print_line(
-                f"  {_moment(attempt['started_at'])}  {attempt['action']} {attempt['number']}: "
+                f"  {moment(attempt['started_at'])}  {attempt['action']} {attempt['number']}: "
                 f"{attempt.get('outcome') or 'under way'}{ended and f' ({ended})'}"
             )
 
@@ -260,7 +269,9 @@ def watch(order_id: OrderId, url: Url = None, as_json: AsJson = False) -> None:
             events = (await client.read(_at(order_id, "/events")))["events"]
             for event in events:
                 if event["number"] > shown:
-                    print_line(to_json(event).decode() if as_json else _event(event))
+                    print_line(
+                        to_json(event).decode() if as_json else f"{moment(event['at'])}  {what_happened(event)}"
+                    )
                     shown = event["number"]
             found = await client.read(_at(order_id, "/explain"))
             if found["at_rest"]:
@@ -277,14 +288,6 @@ def watch(order_id: OrderId, url: Url = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _event(event: dict[str, Any]) -> str:
-    data = event["data"]
-    order = data.get("order", data)
-    facts = [f"{name.replace('_', ' ')} {order[name]}" for name in ("status", "payment_status") if order.get(name)]
-    facts += [str(data["last_error"])] if data.get("last_error") else []
-    return f"{_moment(event['at'])}  {event['type']:<22}  {', '.join(facts)}".rstrip()
-
-
 def _headline(order: dict[str, Any]) -> str:
     return f"{order.get('order_id')}  {order.get('status')}, payment {order.get('payment_status')}"
 
@@ -296,8 +299,3 @@ def _total(order: dict[str, Any], before: str = ": ") -> str:
 
 def _name(line: dict[str, Any]) -> str:
     return str(line.get("name") or line.get("item_name") or line.get("item_id"))
-
-
-def _moment(text: str) -> str:
-    """Return a time as it is read: to the second, in UTC as everything here."""
-    return f"{text[:10]} {text[11:19]} UTC"

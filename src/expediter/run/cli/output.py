@@ -153,3 +153,17 @@ def print_line(text: str) -> None:
         # What Python would flush at its end must not fail there again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+
+
+def moment(text: str) -> str:
+    """Return a time of the interface as it is read: to the second, in UTC as everything here."""
+    return f"{text[:10]} {text[11:19]} UTC"
+
+
+def what_happened(event: dict[str, Any]) -> str:
+    """Return the type of an event and what it changed, for people."""
+    data = event["data"]
+    order = data.get("order", data)
+    facts = [f"{name.replace('_', ' ')} {order[name]}" for name in ("status", "payment_status") if order.get(name)]
+    facts += [str(data["last_error"])] if data.get("last_error") else []
+    return f"{event['type']:<22}  {', '.join(facts)}".rstrip()

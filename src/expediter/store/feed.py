@@ -1,0 +1,212 @@
+"""The feed: every change of every order, in the order of commits, read on from a cursor.
+
+A reader sees each event once, whoever writes: the position of an event is given under a lock that its transaction
+holds until it has committed, so no event can appear behind one that was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, select, update
+
+from expediter.backends.databases import Connection, Database
+from expediter.errors import ExpediterError
+from expediter.store import schema
+from expediter.store.incarnation import read_incarnation
+from expediter.store.watching import LOOK_SECONDS
+
+#: Positions that one read goes over, at most: with a filter it may find little in them.
+POSITIONS_PER_READ = 20_000
+#: Bytes of the data of one page, at most; the next one goes on from there.
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+#: The least pause between two looks at the position, in seconds: commits may come one after the other.
+LOOK_SECONDS_MIN = 0.02
+
+_AT = select(schema.feed.c.position, schema.feed.c.archived)
+_PART = (
+    select(schema.events)
+    .where(
+        schema.events.c.position > bindparam("after"),
+        schema.events.c.position <= bindparam("until"),
+    )
+    .order_by(schema.events.c.position)
+    .limit(bindparam("limit"))
+)
+_PART_OF_TYPES = _PART.where(schema.events.c.type.in_(bindparam("ids", expanding=True)))
+_ARCHIVED = (
+    update(schema.feed).values(archived=bindparam("until")).where(schema.feed.c.archived < bindparam("until"))
+)
+
+
+class Cursor(NamedTuple):
+    """Where a reader is: behind the event at `position`, in this `incarnation` of the database."""
+
+    incarnation: int
+    position: int
+
+    def __str__(self) -> str:
+        return base64.urlsafe_b64encode(f"{self.incarnation}.{self.position}".encode()).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> Cursor | None:
+        """Return the cursor that was handed out as this text; None: none was."""
+        try:
+            plain = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+            incarnation, _, position = plain.partition(".")
+            if not (incarnation.isdigit() and position.isdigit() and len(plain) < 40):
+                return None
+            return cls(int(incarnation), int(position))
+        except (binascii.Error, ValueError):
+            return None
+
+
+class CursorGone(ExpediterError):
+    """What comes after this cursor cannot be read any more; `begin` is where reading is possible."""
+
+    def __init__(self, message: str, begin: Cursor) -> None:
+        super().__init__(message)
+        self.begin = begin
+
+
+class FeedEvent(NamedTuple):
+    """One event as it is stored; `data` is JSON text."""
+
+    position: int
+    order_id: str
+    number: int
+    at: int
+    type: str
+    data: str
+
+
+class FeedPage(NamedTuple):
+    """Events, the cursor behind them, and whether others are there already."""
+
+    events: list[FeedEvent]
+    cursor: Cursor
+    more: bool
+
+
+async def read_feed(
+    connection: Connection, *, after: Cursor | None, types: Sequence[str] | None, limit: int
+) -> FeedPage:
+    """Return up to `limit` events behind the cursor `after` (None: from the first), of these types (None: all).
+
+    With types it may be fewer, and none, although more follow. Raises CursorGone.
+    """
+    incarnation = await read_incarnation(connection)
+    newest, archived = (await connection.fetch(_AT))[0]
+    begin = Cursor(incarnation, archived)
+    position = 0 if after is None else after.position
+    if after is not None and (after.incarnation != incarnation or position > newest):
+        raise CursorGone("Orders were cleared or the database was restored since: begin anew", begin)
+    if position < archived:
+        raise CursorGone("Some of what comes after this cursor was moved to the archive", begin)
+    until = min(newest, position + POSITIONS_PER_READ)
+    if types is None:
+        rows = await connection.fetch(_PART, after=position, until=until, limit=limit)
+    else:
+        rows = await connection.fetch(_PART_OF_TYPES, after=position, until=until, limit=limit, ids=list(types))
+    events: list[FeedEvent] = []
+    size = 0
+    for row in rows:
+        event = FeedEvent(*row)
+        size += len(event.data)
+        if events and size > PAGE_BYTES_MAX:
+            break
+        events.append(event)
+    cut = len(events) < len(rows) or len(rows) == limit
+    reached = events[-1].position if cut and events else until
+    return FeedPage(events, Cursor(incarnation, reached), reached < newest)
+
+
+async def end_of_feed(connection: Connection) -> Cursor:
+    """Return the cursor behind everything that is there."""
+    incarnation = await read_incarnation(connection)
+    return Cursor(incarnation, (await connection.fetch(_AT))[0][0])
+
+
+async def note_archived(connection: Connection, until: int) -> None:
+    """Say that events up to this position are leaving."""
+    await connection.run(_ARCHIVED, until=until)
+
+
+class Feed:
+    """Reads the feed, and tells readers when there is more. Use it from one event loop."""
+
+    def __init__(self, database: Database) -> None:
+        """Nothing is read until somebody asks."""
+        self._database = database
+        #: How many wait.
+        self.waiting = 0
+        self._stopping = False
+        self._wake = asyncio.Event()
+        self._moved: asyncio.Future[None] | None = None
+        self._newest = -1
+        self._task: asyncio.Task[None] | None = None
+
+    async def read(self, after: Cursor | None, types: Sequence[str] | None, limit: int) -> FeedPage:
+        """See read_feed. Raises CursorGone, Unavailable."""
+        return await self._database.read(partial(read_feed, after=after, types=types, limit=limit))
+
+    async def end(self) -> Cursor:
+        """Return the cursor behind everything that is there. Raises Unavailable."""
+        return await self._database.read(end_of_feed)
+
+    async def wait(self, cursor: Cursor, seconds: float) -> None:
+        """Return when there may be something behind `cursor`, at the stop of the process, or after `seconds`."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        self.waiting += 1
+        try:
+            while not self._stopping:
+                if self._task is None or self._task.done():
+                    self._newest = -1
+                    self._task = asyncio.create_task(self._look_on(), name="feed")
+                if self._moved is None or self._moved.done():
+                    self._moved = asyncio.get_running_loop().create_future()
+                # A position that went back belongs to another incarnation: the reader must hear of it.
+                if self._newest not in (-1, cursor.position):
+                    return
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    return
+                await asyncio.wait([self._moved, self._task], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.waiting -= 1
+
+    def look_now(self) -> None:
+        """Look without waiting: this process has committed something."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let everybody go who waits: the process is about to stop."""
+        self._stopping = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
+
+    async def _look_on(self) -> None:
+        """Look at the position again and again while somebody waits."""
+        while self.waiting and not self._stopping:
+            self._wake.clear()
+            try:
+                newest = (await self._database.read(end_of_feed)).position
+            except ExpediterError:
+                newest = -2  # whoever waits reads, and says what the matter is
+            if newest != self._newest:
+                self._newest = newest
+                self._tell()
+            await asyncio.sleep(LOOK_SECONDS_MIN)
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
