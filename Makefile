@@ -92,6 +92,7 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/promises.py
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/settings.py
+	$(BIN)/python docs/events.py
 	$(BIN)/python docs/postman.py
 
 .PHONY: example

@@ -213,6 +213,13 @@ def test_the_lifecycle_is_drawn_from_its_table() -> None:
         assert lifecycle.BEGIN + lifecycle.drawing() + lifecycle.END in text, f"run make docs for {document.name}"
 
 
+def test_the_types_of_events_are_those_of_the_code() -> None:
+    """docs/events.md has every type of event, what it says and its fields; `make docs` writes them."""
+    script = drawing("events")
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    assert script.BEGIN + script.written() + script.END in text, "run make docs"
+
+
 def test_the_page_of_commands_is_what_their_help_says() -> None:
     """docs/commands.md has the help of every command; `make docs` writes it."""
     script = drawing("commands")

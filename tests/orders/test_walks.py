@@ -2,6 +2,7 @@
 
 from random import Random
 
+import msgspec
 import pytest
 
 from expediter.errors import (
@@ -32,8 +33,9 @@ from expediter.orders.commands import (
     WorkerCommand,
 )
 from expediter.orders.decisions import decide
+from expediter.orders.documents import event_document
 from expediter.orders.draft import Decision
-from expediter.orders.events import replay
+from expediter.orders.events import EVENTS, replay
 from expediter.orders.order import (
     NEVER,
     TRANSITIONS,
@@ -255,6 +257,10 @@ class Walk:
         assert [event.at for event in events] == sorted(event.at for event in events)
         assert replay(events) == order
         assert order is None or (order.version, order.updated_at) == (len(events), events[-1].at)
+        if events:
+            last = events[-1]
+            shown = event_document(last.number, last.at, last.type, msgspec.json.encode(last.data).decode()).data
+            assert set(msgspec.json.decode(msgspec.json.encode(shown))) <= set(EVENTS[last.type].data), last.type
 
     def check_rest(self, order: Order) -> None:
         """An order has a job of the kind that its state asks for, perhaps parked, exactly if it is not at rest."""

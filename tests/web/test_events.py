@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,8 +24,8 @@ from serving import ADMIN_PASSWORD, PATIENCE_SECONDS, Program, Serving, environm
 from storing import Place, rows
 
 ORDER = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2, "price": "1.20"}]}
-#: Orders that each of the writing processes takes in the meeting.
-ORDERS_EACH = 120
+#: Writing processes in the meeting, and orders that each takes; EXPEDITER_FEED=4,5000 makes it a longer one.
+DOORS, ORDERS_EACH = map(int, os.environ.get("EXPEDITER_FEED", "2,120").split(","))
 HUNDRED_DAYS = 100 * 86_400 * 1_000_000
 
 
@@ -82,10 +83,10 @@ def stored(at: Place) -> list[tuple[int, str, int]]:
 
 
 def test_a_reader_beside_many_writers_sees_each_event_once(folder: Path, at: Place) -> None:
-    """Two serving and two working processes write; pages and a stream have each event, in the order of commits."""
+    """Serving and working processes write at once; pages and a stream have each event, in the order of commits."""
     settings = {"DATABASE_URL": at.address}
     with ExitStack() as stack:
-        doors = [stack.enter_context(Serving(folder, "--no-workers", **settings)) for _ in range(2)]
+        doors = [stack.enter_context(Serving(folder, "--no-workers", **settings)) for _ in range(DOORS)]
         workers = [Program(folder, "work", **settings) for _ in range(2)]
         for worker in workers:
             stack.callback(worker.kill)
@@ -96,10 +97,10 @@ def test_a_reader_beside_many_writers_sees_each_event_once(folder: Path, at: Pla
 
         def stream() -> None:
             last = ""
-            while len(streamed) < ORDERS_EACH * 2 * 5:
-                # It is cut off after every fifty, and goes on behind the last one.
-                with streaming(doors[len(streamed) // 50 % 2].url, last) as events:
-                    for _, event in zip(range(50), events, strict=False):
+            while len(streamed) < ORDERS_EACH * DOORS * 5:
+                # It is cut off after so many, and goes on behind the last one.
+                with streaming(doors[len(streamed) % DOORS].url, last) as events:
+                    for _, event in zip(range(ORDERS_EACH), events, strict=False):
                         last = event["id"]
                         streamed.append(json.loads(event["data"]))
 
@@ -112,7 +113,8 @@ def test_a_reader_beside_many_writers_sees_each_event_once(folder: Path, at: Pla
                 assert answer.status_code == 201, answer.text
 
         writers = [
-            threading.Thread(target=write, args=(door, name)) for door, name in zip(doors, "AB", strict=True)
+            threading.Thread(target=write, args=(door, name))
+            for door, name in zip(doors, "ABCDEFGH", strict=False)
         ]
         for writer in writers:
             writer.start()
@@ -123,7 +125,7 @@ def test_a_reader_beside_many_writers_sees_each_event_once(folder: Path, at: Pla
         reading.join()
         following.join()
         there = stored(at)
-        assert len(there) == ORDERS_EACH * 2 * 5
+        assert len(there) == ORDERS_EACH * DOORS * 5
         for seen in (reader.events, streamed):
             assert [(each["position"], each["order_id"], each["number"]) for each in seen] == there
         assert reader.turns > 10

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -10,33 +11,66 @@ from msgspec.structs import replace
 
 from expediter.orders.order import Line, Order, PaymentStatus, Status
 
+
+class EventWord(NamedTuple):
+    """What a type of event says, and the fields that its data may have (orders/documents.py, EventData)."""
+
+    meaning: str
+    data: tuple[str, ...]
+
+
 #: What may happen to an order, in the words of its history.
-EVENT_TYPES = (
-    "order.placed",
-    "payment.requested",
-    "payment.started",
-    "payment.succeeded",
-    "payment.failed",
-    "payment.unknown",
-    "payment.unavailable",
-    "payment.postponed",
-    "payment.skipped",
-    "payment.waived",
-    "order.confirmed",
-    "fulfilment.started",
-    "fulfilment.unavailable",
-    "fulfilment.failed",
-    "order.completed",
-    "order.cancelled",
-    "refund.started",
-    "refund.succeeded",
-    "refund.unavailable",
-    "job.failed",
-    "job.parked",
-    "job.revived",
-    "command.refused",
-    "order.deleted",
-)
+EVENTS: Mapping[str, EventWord] = {
+    "order.placed": EventWord("It was taken in; `order` is the whole of it.", ("order",)),
+    "payment.requested": EventWord(
+        "Somebody asked for another try to charge.",
+        ("status", "payment_status", "processing_started_at", "last_error"),
+    ),
+    "payment.started": EventWord(
+        "The gateway is about to be asked to charge; `attempt` counts the calls.",
+        ("status", "attempt", "processing_started_at"),
+    ),
+    "payment.succeeded": EventWord("It is paid.", ("status", "payment_status", "completed_at", "last_error")),
+    "payment.failed": EventWord(
+        "The charge was declined, or the last try was in vain.", ("status", "payment_status", "last_error")
+    ),
+    "payment.unknown": EventWord(
+        "The gateway did not say what became of the charge; it is looked up.", ("payment_status", "last_error")
+    ),
+    "payment.unavailable": EventWord(
+        "The gateway did not take the charge; it is tried again.", ("payment_status", "last_error")
+    ),
+    "payment.postponed": EventWord("The call was not made after all; it is made later.", ()),
+    "payment.skipped": EventWord("There is nothing to pay.", ("status", "processing_started_at")),
+    "payment.waived": EventWord(
+        "Somebody said that it is paid, or need not be.",
+        ("status", "payment_status", "completed_at", "last_error"),
+    ),
+    "order.confirmed": EventWord("Its road ends with the payment, and it is there.", ("status", "completed_at")),
+    "fulfilment.started": EventWord("It is being carried out.", ("status", "processing_started_at", "last_error")),
+    "fulfilment.unavailable": EventWord("Nobody could carry it out now; it is tried again.", ("last_error",)),
+    "fulfilment.failed": EventWord("It cannot be carried out.", ("status", "last_error")),
+    "order.completed": EventWord("It is done.", ("status", "completed_at", "last_error")),
+    "order.cancelled": EventWord(
+        "It was cancelled; what was charged goes back.",
+        ("status", "payment_status", "completed_at", "cancelled_at"),
+    ),
+    "refund.started": EventWord(
+        "The gateway is about to be asked to refund; `attempt` counts the calls.", ("attempt",)
+    ),
+    "refund.succeeded": EventWord("The money is back.", ("payment_status", "last_error")),
+    "refund.unavailable": EventWord("The refund is not made yet; it is tried again.", ("last_error",)),
+    "job.failed": EventWord("A worker failed at it in a way that nobody foresaw.", ("last_error",)),
+    "job.parked": EventWord(
+        "It is set aside until somebody looks at it; `last_error` says why.", ("payment_status", "last_error")
+    ),
+    "job.revived": EventWord("Somebody has taken it up again.", ("last_error",)),
+    "command.refused": EventWord(
+        "A change that had been accepted into the queue was refused when it was applied.", ("last_error",)
+    ),
+    "order.deleted": EventWord("It was deleted; its id is never used again.", ()),
+}
+EVENT_TYPES = tuple(EVENTS)
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
