@@ -29,19 +29,23 @@ def test_a_refusal_after_acceptance_is_shown(doors: Doors) -> None:
 
 def test_a_change_of_what_has_moved_on_is_refused_visibly(doors: Doors) -> None:
     """A cancellation that comes too late is refused visibly, and no reader sees time go back."""
-    doors.drain()
-    order_id = doors.placed()
-    (create,) = doors.messages()
-    assert doors.one.client.post(f"/orders/{order_id}/cancel").status_code == 202
-    (cancel,) = doors.messages()
-    doors.publish(create)
+    order_id, cancel = "", b""
+
+    def stored() -> list[tuple[str]]:
+        return rows(doors.folder, "SELECT status FROM orders WHERE order_id = ?", order_id)
+
     versions: list[int] = []
+    # A worker that takes more than five seconds to begin sends the cancellation again by itself, and in time.
+    while stored() != [("completed",)]:
+        doors.drain()
+        order_id = doors.placed()
+        (create,) = doors.messages()
+        assert doors.one.client.post(f"/orders/{order_id}/cancel").status_code == 202
+        (cancel,) = doors.messages()
+        doors.publish(create)
+        with doors.worker():
+            wait_until(lambda: stored() in ([("completed",)], [("cancelled",)]))
     with doors.worker():
-        wait_until(
-            lambda: (
-                rows(doors.folder, "SELECT status FROM orders WHERE order_id = ?", order_id) == [("completed",)]
-            )
-        )
         versions += [answer.json()["version"] for answer in doors.both(f"/orders/{order_id}")]
         doors.publish(cancel)
         doors.until(order_id, "completed")

@@ -154,7 +154,7 @@ def test_a_set_up_works_as_it_is_written(setup: Setup) -> None:
     # The throwaway Redis keeps nothing on disk: as a broker that is a note, and no failure.
     notes = [each["what"] for each in findings if each["verdict"] != "ok" and "append" not in each["detail"]]
     assert notes == ["admin"], findings
-    names = {"expediter.pid", "supervisor.log"}
+    names = {"expediter.pid", "expediter.json", "supervisor.log"}
     for kind, count in (("api", setup.settings.get("API_WORKERS", "1")), ("worker", "4")):
         names |= {f"{kind}-{number}.{end}" for number in range(1, int(count) + 1) for end in ("pid", "log")}
     assert {path.name for path in (setup.folder / "run").iterdir()} == names
