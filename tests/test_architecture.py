@@ -27,10 +27,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"},
     "queued": frozenset({"store", "backends", "orders"}),
     "store": frozenset({"backends", "orders"}),
-    "payments": frozenset({"orders"}),
-    "fulfilment": frozenset({"orders"}),
+    "payments": frozenset({"orders", "backends/calls"}),
+    "fulfilment": frozenset({"orders", "backends/calls"}),
     "settings": frozenset({"orders"}),
-    "testing": frozenset({"payments"}),
+    "testing": frozenset({"payments", "fulfilment", "orders"}),
     "trial": frozenset(),
     "orders": frozenset(),
     "backends": frozenset(),
@@ -49,7 +49,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "offapi": frozenset({"web"}),
     "redis": frozenset({"backends"}),
     "aio_pika": frozenset({"backends/brokers"}),
-    "aiohttp": frozenset({"payments/http", "trial"}),
+    "aiohttp": frozenset({"backends/calls", "trial"}),
     "uvicorn": frozenset({"web/server"}),
 }
 

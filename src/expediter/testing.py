@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from expediter.errors import PaymentConflict, PaymentDeclined, PaymentError
+from expediter.errors import FulfilmentError, PaymentConflict, PaymentDeclined, PaymentError
+from expediter.fulfilment import Fulfiller, Handed
+from expediter.orders.order import Line, Order, PaymentStatus, Stages, Status
 from expediter.payments.port import (
     Charge,
     Payment,
@@ -160,3 +162,58 @@ async def _exercise_decline(
         holds(declined, "what is declined is declined again")
     found = await one.find(charge.key)
     holds(found is None or found.state is PaymentState.DECLINED, "what is declined is not found as a charge")
+
+
+async def exercise_fulfiller(open: Callable[[], Fulfiller], order: Order | None = None) -> list[str]:
+    """Hold a fulfiller against what the service relies on; return what was shown, a sentence each.
+
+    `open` opens it anew each time, onto the same place. `order` is one that it carries out or takes; a made-up one
+    without it. Raises AssertionError with the sentence that does not hold.
+    """
+    line = Line(1, "item_001", "Burger", 2, 1299)
+    given = order or Order(
+        order_id=f"T-{uuid.uuid4().hex}",
+        status=Status.PROCESSING,
+        payment_status=PaymentStatus.PAID,
+        stages=Stages.PAYMENT_FULFILMENT,
+        customer_id="customer_1",
+        customer_name="Ann",
+        currency="USD",
+        total_minor=2598,
+        priced=True,
+        metadata="{}",
+        payment_token=None,
+        version=3,
+        created_at=1_767_268_800_000_000,
+        updated_at=1_767_268_800_000_000,
+        processing_started_at=1_767_268_800_000_000,
+    )
+
+    async def lines() -> Sequence[Line]:
+        return (line,)
+
+    shown: list[str] = []
+    one, two = open(), open()
+    try:
+        for fulfiller, sentence in (
+            (one, "an order is carried out or taken"),
+            (two, "the same order again is carried out or taken, by another process too"),
+        ):
+            try:
+                handed = await fulfiller.fulfil(given, lines)
+            except FulfilmentError as error:
+                raise AssertionError(f"It does not hold: {sentence} ({error})") from error
+            if not isinstance(handed, Handed):
+                raise AssertionError(f"It does not hold: {sentence} (it returned {handed!r})")
+            shown.append(sentence)
+        answers = await asyncio.gather(*(one.fulfil(given, lines) for _ in range(10)), return_exceptions=True)
+        wrong = [
+            each for each in answers if isinstance(each, BaseException) and not isinstance(each, FulfilmentError)
+        ]
+        if wrong:
+            raise AssertionError(f"It does not hold: ten at once are answered ({wrong[0]!r})")
+        shown.append("ten at once are answered")
+    finally:
+        await one.close()
+        await two.close()
+    return shown

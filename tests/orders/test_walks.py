@@ -29,6 +29,7 @@ from expediter.orders.commands import (
     RecordPayment,
     RecordRefund,
     ReleaseJob,
+    ReportFulfilment,
     RetryOrder,
     WorkerCommand,
 )
@@ -90,6 +91,8 @@ class Walk:
         actions = {self.claim: 4, self.somebody_reports: 1, self.change: 1, self.retry: 1, self.move_clock: 1}
         if self.story.job is not None and self.story.job.holder is not None:
             actions |= {self.report: 6, self.give_back: 2}
+        if self.story.job is not None and self.story.job.kind in (JobKind.FULFIL, JobKind.REPORT):
+            actions |= {self.handed: 1}
         if len(self.story.events) >= self.life:
             actions |= {self.cancel: 1, self.delete: 0.2}
         if self.story.job is not None and self.story.job.dead_at is not None:
@@ -99,7 +102,7 @@ class Walk:
 
     def claim(self) -> None:
         job = self.story.job
-        if job is not None and job.dead_at is None and self.random.random() < 0.7:
+        if job is not None and job.due_at != NEVER and self.random.random() < 0.7:
             self.story.wait_until_due()
         holder, claims_max = self.random.choice(("worker-1", "worker-2")), self.random.randint(1, 4)
         self.give(ClaimJob(order_id=ORDER_ID, holder=holder, lease=LEASE, claims_max=claims_max))
@@ -125,6 +128,10 @@ class Walk:
     def retry(self) -> None:
         self.give(RetryOrder(order_id=ORDER_ID, if_version=self.version()))
 
+    def handed(self) -> None:
+        done, reference = self.random.random() < 0.7, self.random.choice((None, "K-17"))
+        self.give(ReportFulfilment(order_id=ORDER_ID, done=done, reference=reference, if_version=self.version()))
+
     def cancel(self) -> None:
         self.give(CancelOrder(order_id=ORDER_ID, if_version=self.version()))
 
@@ -149,6 +156,7 @@ class Walk:
                 error=error,
                 retry_in=retry_in,
                 failures_max=failures_max,
+                report_in=self.random.choice((None, SECOND, LEASE)),
             )
         return RecordPayment(
             order_id=ORDER_ID,
@@ -272,7 +280,8 @@ class Walk:
             assert order.payment_status is not PaymentStatus.UNKNOWN or job.kind is JobKind.CHARGE
             assert not order.charging or job.kind is not JobKind.FULFIL
             assert job.claims >= (job.holder is not None)
-            assert (job.dead_at is None) == (job.due_at != NEVER)
+            assert (job.dead_at is None) == (job.due_at != NEVER) or job.kind is JobKind.REPORT
+            assert job.kind is not JobKind.REPORT or order.status is Status.PROCESSING
             assert job.dead_at is None or job.holder is None
 
     def check_money(self, order: Order) -> None:
@@ -304,10 +313,10 @@ class Walk:
             assert order.payment_status is PaymentStatus.NOT_REQUIRED
             assert not self.story.attempts
         if order.stages is Stages.FULFILMENT:
-            assert job is None or job.kind is JobKind.FULFIL
+            assert job is None or job.kind in (JobKind.FULFIL, JobKind.REPORT)
         if order.stages is Stages.PAYMENT:
             assert order.status not in (Status.PROCESSING, Status.COMPLETED, Status.FAILED)
-            assert job is None or job.kind is not JobKind.FULFIL
+            assert job is None or job.kind not in (JobKind.FULFIL, JobKind.REPORT)
 
     def check_times(self, order: Order) -> None:
         """The times of an order are whole, not before its placing, and there exactly when its status says so."""
@@ -358,13 +367,16 @@ def refusal(story: Story, command: Command) -> type[ExpediterError] | None:
         return None if held else StaleLease
     if order is None:
         return OrderNotFound
-    assert isinstance(command, (ChangeStatus, CancelOrder, RetryOrder, DeleteOrder))
+    assert isinstance(command, (ChangeStatus, CancelOrder, ReportFulfilment, RetryOrder, DeleteOrder))
     return PreconditionFailed if command.if_version not in (None, order.version) else None
 
 
 def carry_out(story: Story) -> None:
     """Claim the job and have its call succeed."""
     if story.job is None:
+        return
+    if story.job.kind is JobKind.REPORT:
+        story.give(ReportFulfilment(order_id=ORDER_ID, done=True))
         return
     story.claim(claims_max=10**6)
     match story.job and story.job.kind:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
+from expediter.backends.calls import ANSWER_BYTES_MAX
 from expediter.errors import (
     PaymentConflict,
     PaymentDeclined,
@@ -20,7 +21,6 @@ from expediter.errors import (
     PaymentUnknown,
 )
 from expediter.payments import Charge, PaymentGateway, PaymentState, Refund, open_gateway
-from expediter.payments.http import ANSWER_BYTES_MAX
 
 KEY = "9d7bb5e2-0b9f-5f6e-8d54-4f1c2f1a7b10"
 CHARGE = Charge(key=KEY, order_id="A1", amount_minor=1299, currency="USD", token="tok_1", customer_id=7)

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from expediter.errors import ConfigurationError
 from expediter.fulfilment.manual import ManualFulfiller
+from expediter.fulfilment.port import Fulfiller, Handed, Ticket
 from expediter.fulfilment.simulated import SimulatedFulfiller
-from expediter.orders.order import Line, Order
+
+__all__ = ["Fulfiller", "Handed", "Ticket", "open_fulfiller"]
+
+_KNOWN = (
+    "manual, simulated, simulated://?success_rate=0.9&seed=7, https://host/path, python:package.module:function"
+)
 
 
-class Fulfiller(Protocol):
-    """Who carries an order out. It may be asked twice for the same order id and must then do it once.
+def open_fulfiller(
+    address: str, *, latency_ms_min: int, latency_ms_max: int, token: str | None = None
+) -> Fulfiller:
+    """Return the fulfiller that `address` names; the latencies are the simulation's.
 
-    Raises FulfilmentRefused (this order never) or FulfilmentUnavailable (try again).
-    """
-
-    name: str
-    #: Whether callers move the orders on, and no worker does.
-    by_hand: bool
-
-    async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> None:
-        """Carry `order` out; `lines()` reads its lines."""
-
-    async def close(self) -> None:
-        """Give back connections."""
-
-
-def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) -> Fulfiller:
-    """Return the fulfiller that `address` names: `manual`, `simulated`, or `simulated://?success_rate=0.9&seed=7`.
-
-    Raises ConfigurationError for any other.
+    Raises ConfigurationError for an address that is not known, or cannot be used.
     """
     if address == "manual":
         return ManualFulfiller()
+    if address.startswith("python:"):
+        from expediter.fulfilment.python import PythonFulfiller
+
+        return PythonFulfiller(address.removeprefix("python:"))
+    if address.startswith(("http://", "https://")):
+        from expediter.fulfilment.http import HttpFulfiller
+
+        try:
+            parts = urlsplit(address)
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigurationError(f"FULFILMENT cannot be read: {error}") from error
+        return HttpFulfiller(parts, token)
     scheme, _, options = address.partition("://")
     try:
         given = dict(parse_qsl(options.removeprefix("?"), strict_parsing=True)) if options else {}
@@ -49,6 +51,4 @@ def open_fulfiller(address: str, *, latency_ms_min: int, latency_ms_max: int) ->
             seed=None if seed is None else int(seed),
         )
     except ValueError as error:
-        raise ConfigurationError(
-            f"FULFILMENT={address} is not known; this version has: manual, simulated, simulated://?success_rate=0.9&seed=7"
-        ) from error
+        raise ConfigurationError(f"FULFILMENT={address} is not known; there are: {_KNOWN}") from error

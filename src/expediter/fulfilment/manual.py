@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from expediter.errors import FulfilmentUnavailable
+from expediter.fulfilment.port import Handed
 from expediter.orders.order import Line, Order
 
 
@@ -14,7 +15,7 @@ class ManualFulfiller:
     name = "manual"
     by_hand = True
 
-    async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> None:
+    async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> Handed:
         """See Fulfiller. No worker takes these jobs; one that has it all the same leaves the order as it is."""
         raise FulfilmentUnavailable("It waits for a caller to change its status (FULFILMENT=manual)")
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from expediter.errors import FulfilmentUnavailable
+from expediter.fulfilment.port import Handed
 from expediter.orders.order import Line, Order
 
 
@@ -29,13 +30,14 @@ class SimulatedFulfiller:
         self._latency = (latency_ms_min / 1000, latency_ms_max / 1000)
         self._random = Random(seed)
 
-    async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> None:
+    async def fulfil(self, order: Order, lines: Callable[[], Awaitable[Sequence[Line]]]) -> Handed:
         """See Fulfiller."""
         low, high = self._latency
         if high > 0:
             await asyncio.sleep(self._random.uniform(low, high))
         if self._success_rate < 1 and self._random.random() >= self._success_rate:
             raise FulfilmentUnavailable("The fulfiller is unavailable (simulated)")
+        return Handed.DONE
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -6,6 +6,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from expediter.errors import Conflict, IllegalTransition, MoneyInFlight, PreconditionFailed
+from expediter.orders.commands import ReportFulfilment
 from expediter.orders.draft import FENCES_PER_VERSION, Decision, Draft
 from expediter.orders.events import Changes
 from expediter.orders.order import TRANSITIONS, JobKind, Order, PaymentOutcome, PaymentStatus, Stages, Status
@@ -123,6 +124,33 @@ def _fail_payment_by_hand(draft: Draft) -> None:
     draft.job = None
 
 
+def report(draft: Draft, command: ReportFulfilment) -> None:
+    """Say that the order is carried out, or cannot be; said twice, the second time changes nothing.
+
+    Whoever carries it out may be faster than the worker that handed it over, or nobody has told that it was begun.
+    """
+    order = draft.order
+    wanted = Status.COMPLETED if command.done else Status.FAILED
+    if order.status is wanted:
+        return
+    if order.status in (Status.PENDING, Status.CONFIRMED):
+        _check_move(draft, Status.PROCESSING, towards=wanted)
+        draft.start_fulfilment()
+    if draft.order.status is not Status.PROCESSING:
+        raise IllegalTransition(order.order_id, order.status, wanted, legal_moves(order))
+    _check_move(draft, wanted)
+    reference = command.reference or UNSET
+    if command.done:
+        changes = Changes(status=wanted, completed_at=draft.now, last_error=None, reference=reference)
+        draft.change("order.completed", changes)
+    else:
+        changes = Changes(
+            status=wanted, last_error=command.reason or "it was reported as failed", reference=reference
+        )
+        draft.change("fulfilment.failed", changes)
+    draft.job = None
+
+
 def cancel(draft: Draft) -> None:
     """Cancel the order; what was charged is refunded."""
     _check_move(draft, Status.CANCELLED)
@@ -152,6 +180,9 @@ def retry(draft: Draft) -> None:
         draft.change("job.revived", Changes(last_error=None))
         fence = draft.order.version * FENCES_PER_VERSION
         draft.job = replace(job, dead_at=None, due_at=draft.now, claims=0, failures=0, fence=fence)
+    elif job is not None and job.kind is JobKind.REPORT:
+        draft.change("job.revived", Changes(last_error=None))
+        draft.next_job(JobKind.FULFIL)
     elif order.status is Status.PAYMENT_FAILED:
         change_status(draft, Status.PAYMENT_PROCESSING)
     elif order.status is Status.FAILED:

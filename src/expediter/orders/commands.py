@@ -13,6 +13,7 @@ class FulfilmentOutcome(StrEnum):
     """What became of one call to the fulfiller."""
 
     DONE = "done"
+    TAKEN = "taken"
     REFUSED = "refused"
     UNAVAILABLE = "unavailable"
 
@@ -57,6 +58,14 @@ class ChangeStatus(Change, frozen=True, gc=False, kw_only=True):
 
 class CancelOrder(Change, frozen=True, gc=False, kw_only=True):
     """Cancel an order; what was charged is refunded."""
+
+
+class ReportFulfilment(Change, frozen=True, gc=False, kw_only=True):
+    """Say that an order is carried out, or cannot be; `reference` is the reporter's own name for it."""
+
+    done: bool
+    reason: str | None = None
+    reference: str | None = None
 
 
 class RetryOrder(Change, frozen=True, gc=False, kw_only=True):
@@ -113,9 +122,10 @@ class RecordPayment(RecordCall, frozen=True, gc=False, kw_only=True):
 
 
 class RecordFulfilment(WorkerCommand, frozen=True, gc=False, kw_only=True):
-    """Record what the fulfiller said."""
+    """Record what the fulfiller said; who has taken the order reports within `report_in` (None: some time)."""
 
     outcome: FulfilmentOutcome
+    report_in: int | None = None
     error: str | None = None
     retry_in: int = 0
     failures_max: int = 5

@@ -32,6 +32,7 @@ from expediter.orders.commands import (
     RecordRefund,
     RecordRefusal,
     ReleaseJob,
+    ReportFulfilment,
     RetryOrder,
     WorkerCommand,
 )
@@ -88,6 +89,8 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
             by_hand.change_status(draft, command.status, through=command.through)
         case CancelOrder():
             by_hand.cancel(draft)
+        case ReportFulfilment():
+            by_hand.report(draft, command)
         case RetryOrder():
             by_hand.retry(draft)
         case DeleteOrder():
@@ -154,6 +157,7 @@ _CLAIMED_IN: Mapping[JobKind, frozenset[Status]] = {
     JobKind.CHARGE: frozenset({Status.PENDING, Status.PAYMENT_PROCESSING}),
     JobKind.CONFIRM: frozenset({Status.PENDING}),
     JobKind.FULFIL: frozenset({Status.PENDING, Status.CONFIRMED, Status.PROCESSING}),
+    JobKind.REPORT: frozenset({Status.PROCESSING}),
     JobKind.REFUND: frozenset({Status.CANCELLED}),
 }
 
@@ -180,6 +184,9 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
             _skip_payment(draft)
         case JobKind.FULFIL:
             draft.start_fulfilment()
+        case JobKind.REPORT:
+            draft.change("fulfilment.overdue", Changes(last_error="whoever has it is late with the report"))
+            draft.job = replace(job, due_at=NEVER, fence=job.fence + 1)
         case JobKind.REFUND:
             if draft.order.charging:
                 draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the refund")
@@ -293,6 +300,12 @@ def _record_fulfilment(draft: Draft, job: Job, command: RecordFulfilment) -> Non
         changes = Changes(status=Status.COMPLETED, completed_at=draft.now, last_error=None)
         draft.change("order.completed", changes)
         draft.job = None
+    elif command.outcome is FulfilmentOutcome.TAKEN:
+        draft.change("fulfilment.taken", Changes(last_error=None))
+        draft.next_job(JobKind.REPORT)
+        assert draft.job is not None
+        due_at = NEVER if command.report_in is None else draft.now + command.report_in
+        draft.job = replace(draft.job, due_at=due_at)
     elif command.outcome is FulfilmentOutcome.UNAVAILABLE and failures < command.failures_max:
         draft.change("fulfilment.unavailable", Changes(last_error=command.error))
         _reschedule(draft, job, command.retry_in, failures)

@@ -134,6 +134,7 @@ class EventData(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     completed_at: str | None | UnsetType = UNSET
     cancelled_at: str | None | UnsetType = UNSET
     last_error: str | None | UnsetType = UNSET
+    reference: str | UnsetType = UNSET
 
 
 class EventDocument(msgspec.Struct, frozen=True, gc=False):
@@ -159,6 +160,7 @@ def event_document(number: int, at: int, type: str, data: str) -> EventDocument:
             completed_at=_shown_time(changes.completed_at),
             cancelled_at=_shown_time(changes.cancelled_at),
             last_error=changes.last_error,
+            reference=changes.reference,
         )
     return EventDocument(number, timestamp(at) or "", type, shown)
 

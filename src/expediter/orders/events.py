@@ -48,9 +48,11 @@ EVENTS: Mapping[str, EventWord] = {
     ),
     "order.confirmed": EventWord("Its road ends with the payment, and it is there.", ("status", "completed_at")),
     "fulfilment.started": EventWord("It is being carried out.", ("status", "processing_started_at", "last_error")),
+    "fulfilment.taken": EventWord("Whoever carries it out has it, and will report.", ("last_error",)),
+    "fulfilment.overdue": EventWord("The report is late: FULFILMENT_SECONDS_MAX have passed.", ("last_error",)),
     "fulfilment.unavailable": EventWord("Nobody could carry it out now; it is tried again.", ("last_error",)),
-    "fulfilment.failed": EventWord("It cannot be carried out.", ("status", "last_error")),
-    "order.completed": EventWord("It is done.", ("status", "completed_at", "last_error")),
+    "fulfilment.failed": EventWord("It cannot be carried out.", ("status", "last_error", "reference")),
+    "order.completed": EventWord("It is done.", ("status", "completed_at", "last_error", "reference")),
     "order.cancelled": EventWord(
         "It was cancelled; what was charged goes back.",
         ("status", "payment_status", "completed_at", "cancelled_at"),
@@ -93,6 +95,8 @@ class Changes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults
     completed_at: int | None | UnsetType = UNSET
     cancelled_at: int | None | UnsetType = UNSET
     last_error: str | None | UnsetType = UNSET
+    #: No field of the order: the name that whoever carried it out has for it.
+    reference: str | UnsetType = UNSET
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -130,10 +134,11 @@ def replay(events: Iterable[Event]) -> Order | None:
     return order
 
 
-_CHANGEABLE = Changes.__struct_fields__
+#: The fields of an order that events change.
+CHANGEABLE = tuple(name for name in Changes.__struct_fields__ if name != "reference")
 
 
 def evolve(order: Order, number: int, at: int, data: Changes) -> Order:
     """Return `order` after the event `number` that happened `at` and changed `data`."""
-    changed = {name: value for name in _CHANGEABLE if (value := getattr(data, name)) is not UNSET}
+    changed = {name: value for name in CHANGEABLE if (value := getattr(data, name)) is not UNSET}
     return replace(order, version=number, updated_at=at, **changed)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from expediter.orders.events import Changes, Event, Placed, replay
+from expediter.orders.events import CHANGEABLE, Event, Placed, replay
 from expediter.orders.order import (
     TRANSITIONS,
     Attempt,
@@ -91,7 +91,7 @@ def _history(order: Order, events: Sequence[Event]) -> Iterator[str]:
     if first == 1:
         if replay(events) != replace(order, payment_token=None):
             yield "its events do not add up to its row"
-    elif any(_last(events, name) not in (UNSET, getattr(order, name)) for name in Changes.__struct_fields__):
+    elif any(_last(events, name) not in (UNSET, getattr(order, name)) for name in CHANGEABLE):
         yield "its events since the archive do not add up to its row"
     status: Status | None = None
     for event in events:

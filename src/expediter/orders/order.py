@@ -23,7 +23,10 @@ NEVER = 1 << 62
 _ORDER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 #: Words that stand where an order id stands in a path, so no order may have them as its id.
-RESERVED_IDS = frozenset({"metrics", "status", "populate", "batch", ".", ".."})
+RESERVED_IDS = frozenset({"metrics", "status", "populate", "batch", ".", ".."}) | frozenset(
+    # Of calls to come: an order that has such an id could not be reached any more.
+    {"events", "export", "fulfilment", "import", "keys", "payments", "refunds", "search", "stream", "webhooks"}
+)
 
 #: The name space of gateway keys (uuid5): one order and generation has the same key on every machine, for ever.
 _KEY_NAMESPACE = uuid.UUID("6f1c5c0e-1d1b-5d57-9d0e-7f2c8a1b9e43")
@@ -94,6 +97,8 @@ class JobKind(StrEnum):
     #: Nothing to pay on the payment road: done by the claim itself.
     CONFIRM = "confirm"
     FULFIL = "fulfil"
+    #: It was handed over: due when the report of whoever carries it out is late, and never where that has no end.
+    REPORT = "report"
     REFUND = "refund"
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from expediter.orders.commands import CancelOrder, ChangeStatus, DeleteOrder, PlaceOrder, RecordRefusal, RetryOrder
+from expediter.orders.commands import (
+    CancelOrder,
+    ChangeStatus,
+    DeleteOrder,
+    PlaceOrder,
+    RecordRefusal,
+    ReportFulfilment,
+    RetryOrder,
+)
 from expediter.store.submissions import Answer, IdempotencyKey, Request
 
 #: The bytes at which a message is full.
@@ -24,7 +32,7 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """
 
     token: str
-    command: PlaceOrder | ChangeStatus | CancelOrder | RetryOrder | DeleteOrder
+    command: PlaceOrder | ChangeStatus | CancelOrder | ReportFulfilment | RetryOrder | DeleteOrder
     accepted_at: int = 0
     key: IdempotencyKey | None = None
     answer: Answer | None = None

@@ -34,6 +34,7 @@ class Queue(msgspec.Struct, frozen=True):
     leased: int
     parked: int
     oldest_age_seconds: float | None
+    handed_over: int = 0
 
 
 class Found(msgspec.Struct):
@@ -84,7 +85,12 @@ async def _ask(client: Client, found: Found, *, here: bool) -> None:
     waits = (await client.look("/api/v1/orders/status")).document
     if isinstance(waits, dict) and "leased" in waits:
         found.queue = Queue(
-            waits["ready"], waits["scheduled"], waits["leased"], waits["dead"], waits.get("oldest_age_seconds")
+            waits["ready"],
+            waits["scheduled"],
+            waits["leased"],
+            waits["dead"],
+            waits.get("oldest_age_seconds"),
+            waits.get("handed_over", 0),
         )
     verdicts = {part.verdict for part in found.parts}
     if found.queue is not None and found.queue.parked:
@@ -112,6 +118,8 @@ def lines(found: Found) -> list[str]:
     if found.queue is not None:
         queue = found.queue
         said = f"{queue.ready} ready, {queue.scheduled} scheduled, {queue.leased} leased, {queue.parked} parked"
+        if queue.handed_over:
+            said += f", {queue.handed_over} handed over and not reported yet"
         if queue.oldest_age_seconds is not None:
             said += f"; the oldest waits for {queue.oldest_age_seconds:.1f} s"
         if queue.parked:

@@ -161,11 +161,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     stack.push_async_callback(cache.close)
     gateway = _gateway(settings)
     stack.push_async_callback(gateway.close)
-    fulfiller = open_fulfiller(
-        settings.fulfilment,
-        latency_ms_min=settings.fulfilment_mock_latency_min,
-        latency_ms_max=settings.fulfilment_mock_latency_max,
-    )
+    fulfiller = _fulfiller(settings)
     stack.push_async_callback(fulfiller.close)
     broker = open_broker(
         settings.broker, queue_name=settings.rabbitmq_queue_name, redis_prefix=settings.redis_prefix
@@ -218,6 +214,15 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     )
 
 
+def _fulfiller(settings: Settings) -> Fulfiller:
+    return open_fulfiller(
+        settings.fulfilment,
+        latency_ms_min=settings.fulfilment_mock_latency_min,
+        latency_ms_max=settings.fulfilment_mock_latency_max,
+        token=settings.fulfilment_token.get_secret_value() if settings.fulfilment_token else None,
+    )
+
+
 def _gateway(settings: Settings) -> PaymentGateway:
     return open_gateway(
         settings.payment_gateway,
@@ -239,6 +244,7 @@ def _worker(
         found = await database.read(partial(lookups.lines_of, ids=list(dict.fromkeys(order_ids))))
         return [found[order_id] for order_id in order_ids]
 
+    late = settings.fulfilment_seconds_max
     lines: Gatherer[str, Sequence[Line]] = Gatherer(lines_of, items_max=ORDERS_PER_LOOK)
     tools = Tools(
         gateway=gateway,
@@ -249,6 +255,8 @@ def _worker(
         random=random.random,
         lines=lines.ask,
         key_prefix=settings.gateway_key_prefix,
+        fulfilment_attempts_max=settings.fulfilment_retry_attempts,
+        report_in=None if late is None else int(late * MICROSECONDS),
     )
     return Worker(
         committer,

@@ -305,8 +305,22 @@ class Settings(BaseSettings):
 
     fulfilment: str = Field(
         "simulated",
-        description="who fulfils orders: `simulated`, `simulated://?success_rate=0.9&seed=7`, or `manual`: "
-        "callers move orders to `processing`, `completed` and `failed` by `PATCH .../status`, and no worker does",
+        description="who fulfils orders: `simulated`; `simulated://?success_rate=0.9&seed=7`; "
+        "`https://host/path`, which is given each order; `python:package.module:function`, a function of your own "
+        "(docs/fulfilment.md); or `manual`: callers move orders to `processing`, `completed` and `failed`, and no "
+        "worker does",
+    )
+    fulfilment_token: SecretStr | None = Field(
+        None, description="the bearer token that a fulfiller at an address is asked with"
+    )
+    fulfilment_retry_attempts: int = Field(
+        5, ge=1, le=100, description="times that a fulfiller is asked before the order is `failed`"
+    )
+    fulfilment_seconds_max: float | None = Field(
+        None,
+        gt=0,
+        le=365 * 86_400,
+        description="seconds after which an order is overdue that was taken and not reported; without it, never",
     )
     fulfilment_mock_latency_min: int = Field(
         50, ge=0, le=10_000, description="milliseconds that a simulated order takes, at least"
@@ -335,6 +349,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"DATABASE_URL and {parts[0].upper()} both say where the database is: remove DATABASE_URL to use "
                 f"what {parts[0].upper()} names, or the lines that begin with DB_"
+            )
+        if self.fulfilment_seconds_max is not None and self.fulfilment.startswith(("simulated", "manual")):
+            raise ValueError(
+                "FULFILMENT_SECONDS_MAX counts from when an order was handed over, and "
+                f"FULFILMENT={self.fulfilment} hands none over: remove it"
             )
         if self.redis_url and self.redis_host:
             raise ValueError("REDIS_URL and REDIS_HOST both say where Redis is: remove one of them")

@@ -10,17 +10,21 @@ from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, select
 from expediter.backends.databases import Connection
 from expediter.orders.order import NEVER, JobKind
 from expediter.store import schema
-from expediter.store.rows import DEAD_JOBS, JOBS
+from expediter.store.rows import DEAD_JOBS, HANDED_OVER, JOBS
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """The jobs, counted at `now`; `oldest_due_at` is when the one that has waited longest came due."""
+    """The jobs, counted at `now`; `oldest_due_at` is when the one that has waited longest came due.
+
+    Orders that were `handed_over` wait for a report, and for no worker.
+    """
 
     now: int
     ready: int
     scheduled: int
     leased: int
     dead: int
+    handed_over: int
     oldest_due_at: int | None
 
 
@@ -30,7 +34,7 @@ def _first_due(kind: JobKind, *condition: ColumnElement[bool]) -> ScalarSelect[i
 
 
 #: What is furthest along goes first, so that a flood of new orders does not hold up those under way.
-KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE)
+KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE, JobKind.REPORT)
 #: Of each kind, when its first job is or was due: each is one look into an index.
 FIRST_DUE = select(*(_first_due(kind) for kind in KINDS))
 #: The same of what is not due yet.
@@ -47,7 +51,7 @@ FIND_DUE = (
 )
 #: What is not due: held by a worker, or tried and to be tried again. Those that wait are never read.
 _LATER = select(func.count(), func.count(schema.jobs.c.holder)).where(
-    schema.jobs.c.kind.in_([kind._value_ for kind in KINDS]),
+    schema.jobs.c.kind.in_([kind._value_ for kind in KINDS if kind is not JobKind.REPORT]),
     schema.jobs.c.due_at > bindparam("now"),
     schema.jobs.c.due_at < NEVER,
 )
@@ -61,14 +65,15 @@ async def backlog(connection: Connection, counters: Mapping[str, int]) -> Backlo
     now = await connection.now()
     first_due = [due_at for due_at in (await connection.fetch(FIRST_DUE))[0] if due_at is not None]
     later, leased = (await connection.fetch(_LATER, now=now))[0]
-    dead = counters.get(DEAD_JOBS, 0)
+    dead, handed_over = counters.get(DEAD_JOBS, 0), counters.get(HANDED_OVER, 0)
     oldest = min(first_due, default=NEVER)
     return Backlog(
         now=now,
         # On a server the counters and the rows may be a batch apart.
-        ready=max(0, counters.get(JOBS, 0) - dead - later),
+        ready=max(0, counters.get(JOBS, 0) - dead - handed_over - later),
         scheduled=later - leased,
         leased=leased,
         dead=dead,
+        handed_over=handed_over,
         oldest_due_at=oldest if oldest <= now else None,
     )

@@ -30,6 +30,7 @@ Row = Sequence[Any]
 #: took from the start of work and from their creation.
 JOBS = "jobs"
 DEAD_JOBS = "jobs:dead"
+HANDED_OVER = "jobs:handed_over"
 COMPLETED = "completed"
 COMPLETED_WORK = "completed:work"
 COMPLETED_TOTAL = "completed:total"
@@ -219,3 +220,5 @@ def count_job(total: dict[str, int], job: Job, sign: int) -> None:
     total[JOBS] = total.get(JOBS, 0) + sign
     if job.dead_at is not None:
         total[DEAD_JOBS] = total.get(DEAD_JOBS, 0) + sign
+    elif job.kind is JobKind.REPORT:
+        total[HANDED_OVER] = total.get(HANDED_OVER, 0) + sign

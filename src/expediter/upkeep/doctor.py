@@ -40,6 +40,8 @@ async def examine_database(database: Database, queries: Queries, findings: list[
     state = (await queries.queue()).backlog
     verdict = "warning" if state.dead else "ok"
     text = f"{state.ready} ready, {state.scheduled} scheduled, {state.leased} leased, {state.dead} parked"
+    if state.handed_over:
+        text += f", {state.handed_over} handed over and not reported yet"
     if state.dead:
         text += "; /orders/{id}/explain says why, POST /orders/{id}/retry takes one up again"
     findings.append(Finding("queue", verdict, text))

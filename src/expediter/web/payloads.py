@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -65,6 +65,14 @@ class StatusBody(msgspec.Struct, forbid_unknown_fields=True):
     """A status to move an order to."""
 
     status: Status
+
+
+class FulfilmentBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What became of an order that was handed over; `reference` is the reporter's own name for it."""
+
+    outcome: Literal["done", "failed"]
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] | None = None
+    reference: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
 class PopulateBody(msgspec.Struct, forbid_unknown_fields=True):

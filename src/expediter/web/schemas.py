@@ -175,6 +175,7 @@ _ALIVE = {"status": "ok"}
 EXAMPLES: Mapping[str, Any] = {
     "OrderBody": _BODY,
     "StatusBody": {"status": "cancelled"},
+    "FulfilmentBody": {"outcome": "done", "reference": "K-17"},
     "PopulateBody": {"total_entries": 4},
     "AdminBody": {"count": 10},
     "OrderDocument": _DOCUMENT,

@@ -21,7 +21,7 @@ from expediter.errors import (
     PaymentUnavailable,
     PaymentUnknown,
 )
-from expediter.fulfilment import Fulfiller
+from expediter.fulfilment import Fulfiller, Handed
 from expediter.orders.commands import (
     FulfilmentOutcome,
     ParkJob,
@@ -50,7 +50,8 @@ class Tools(msgspec.Struct, frozen=True):
     """What the stages work with.
 
     `random` returns a number in [0, 1), `lines` reads an order's lines, `key_prefix` goes into the gateway's keys.
-    `payment_retry_delay` is the longest pause after the first failed charge (microseconds).
+    `payment_retry_delay` is the longest pause after the first failed charge, and who has taken an order is to
+    report within `report_in` (microseconds; None: some time).
     """
 
     gateway: PaymentGateway
@@ -61,6 +62,8 @@ class Tools(msgspec.Struct, frozen=True):
     lines: Callable[[str], Awaitable[Sequence[Line]]]
     key_prefix: str = ""
     payment_retry_delay: int = BACKOFF_BASE
+    fulfilment_attempts_max: int = 5
+    report_in: int | None = None
 
     @property
     def kinds(self) -> frozenset[JobKind]:
@@ -82,8 +85,8 @@ async def run(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
             return await _fulfil(claimed, tools)
         case JobKind.REFUND:
             return await _refund(claimed, tools)
-        case JobKind.CONFIRM:
-            raise AssertionError("a confirmation is done by its claim")
+        case JobKind.CONFIRM | JobKind.REPORT:
+            raise AssertionError("it is done by its claim")
 
 
 async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
@@ -238,7 +241,8 @@ async def _fulfil(claimed: Claimed, tools: Tools) -> WorkerCommand:
 
     try:
         async with asyncio.timeout(tools.call_seconds_max):
-            await tools.fulfiller.fulfil(order, lines)
+            handed = await tools.fulfiller.fulfil(order, lines)
+        outcome = FulfilmentOutcome.TAKEN if handed is Handed.TAKEN else FulfilmentOutcome.DONE
     except FulfilmentRefused as refused:
         outcome, error = FulfilmentOutcome.REFUSED, _words(refused, order)
     except FulfilmentError as failed:
@@ -251,4 +255,6 @@ async def _fulfil(claimed: Claimed, tools: Tools) -> WorkerCommand:
         outcome=outcome,
         error=error,
         retry_in=backoff(job.failures + 1, tools.random()),
+        failures_max=tools.fulfilment_attempts_max,
+        report_in=tools.report_in,
     )

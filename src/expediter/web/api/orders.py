@@ -12,7 +12,14 @@ import uuid_utils
 from msgspec import UNSET, UnsetType
 
 from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
-from expediter.orders.commands import CancelOrder, ChangeStatus, Command, DeleteOrder, RetryOrder
+from expediter.orders.commands import (
+    CancelOrder,
+    ChangeStatus,
+    Command,
+    DeleteOrder,
+    ReportFulfilment,
+    RetryOrder,
+)
 from expediter.orders.documents import EventDocument, OrderDocument, event_document, order_document
 from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
@@ -30,7 +37,7 @@ from expediter.web.http import (
     whole_number,
 )
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
-from expediter.web.payloads import OrderBody, StatusBody, decode, place_order
+from expediter.web.payloads import FulfilmentBody, OrderBody, StatusBody, decode, place_order
 from expediter.web.problems import RequestRefused
 
 #: Seconds that `?wait=` may hold an answer.
@@ -216,6 +223,22 @@ async def retry_order(call: Call, context: Context) -> Reply:
     return await _change(call, context, command, 202)
 
 
+async def report_fulfilment(call: Call, context: Context) -> Reply:
+    """Say that an order is carried out, or cannot be. The same report again changes nothing."""
+    order_id = path_order_id(call)
+    call.query()
+    require_json(call)
+    body = decode(await call.body(), FulfilmentBody)
+    command = ReportFulfilment(
+        order_id=order_id,
+        done=body.outcome == "done",
+        reason=body.reason,
+        reference=body.reference,
+        if_version=call.if_version(),
+    )
+    return await _change(call, context, command, 200)
+
+
 async def delete_order(call: Call, context: Context) -> Reply:
     """Delete an order; its id is not used again. 409 while money is in flight."""
     command = DeleteOrder(order_id=path_order_id(call), if_version=call.if_version())
@@ -346,6 +369,13 @@ OPERATIONS = (
     ),
     _change_of("/cancel", cancel_order, "Cancel an order", {202: _QUEUED}),
     _change_of("/retry", retry_order, "Retry an order", {202: _QUEUED}),
+    _change_of(
+        "/fulfilment",
+        report_fulfilment,
+        "Report what became of an order",
+        {200: OrderDocument, 202: _QUEUED},
+        body=FulfilmentBody,
+    ),
     Operation(
         paths=both("/{order_id}/events"),
         handler=order_events,

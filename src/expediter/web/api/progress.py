@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from expediter.errors import Fault, InvalidInput
 from expediter.orders.documents import seconds, timestamp
-from expediter.orders.order import MICROSECONDS, Attempt, Job, JobKind, Order, PaymentStatus, Status
+from expediter.orders.order import MICROSECONDS, NEVER, Attempt, Job, JobKind, Order, PaymentStatus, Status
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store.rows import COMPLETED, COMPLETED_TOTAL, COMPLETED_WORK, count_of
 from expediter.web.api.orders import path_order_id
@@ -84,6 +84,7 @@ class Metrics(msgspec.Struct, frozen=True):
 class Queue(msgspec.Struct, frozen=True):
     """The jobs by state, the age of the one that is due longest, and the orders that wait or are worked on.
 
+    Orders that were `handed_over` wait for a report, and are in no other state.
     `queue_length` is ready, scheduled and leased; `total_processed` counts the orders at the end of their road.
     """
 
@@ -99,6 +100,7 @@ class Queue(msgspec.Struct, frozen=True):
     total_processed: Count
     pending: list[str]
     processing: list[str]
+    handed_over: Count = 0
 
 
 async def explain_order(call: Call, context: Context) -> Reply:
@@ -130,6 +132,9 @@ def _why(order: Order, job: Job | None, breaker: Breaker, now: int, *, by_hand: 
         return f"It is {order.status}; nothing more will happen to it unasked.{asked}"
     if job.dead_at is not None:
         return "It is parked: see last_error, mend the cause, then POST to its /retry."
+    if job.kind is JobKind.REPORT:
+        late = " It is overdue." if order.last_error and job.due_at == NEVER else ""
+        return f"It was handed over; whoever carries it out reports by POST to its /fulfilment.{late}"
     if job.holder is not None and job.due_at > now:
         return f"A worker is at it ({job.kind}) and has until {timestamp(job.due_at)} to report."
     if by_hand and job.kind is JobKind.FULFIL:
@@ -148,10 +153,11 @@ def _why(order: Order, job: Job | None, breaker: Breaker, now: int, *, by_hand: 
 
 def _next_action(job: Job, now: int) -> NextAction:
     parked = job.dead_at is not None
+    never = job.due_at == NEVER
     return NextAction(
         action=job.kind,
-        due_at=None if parked else timestamp(job.due_at),
-        due_in_seconds=None if parked else seconds(now, max(now, job.due_at)),
+        due_at=None if never else timestamp(job.due_at),
+        due_in_seconds=None if never else seconds(now, max(now, job.due_at)),
         held_by=job.holder,
         claims=job.claims,
         failures=job.failures,
@@ -238,6 +244,7 @@ async def queue_status(call: Call, context: Context) -> Reply:
             total_processed=count_of(counters, end),
             pending=ids[Status.PENDING],
             processing=[order_id for status in under_way for order_id in ids[status]][:IDS_MAX],
+            handed_over=state.handed_over,
         ),
     )
 
