@@ -243,6 +243,7 @@ def dump(scene: Scene, backup: Path) -> None:
     """Make a backup of the database beside the running service, as its operator would; of an hour ago."""
     if scene.at.server is None:
         with closing(sqlite3.connect(scene.folder / "orders.db")) as source:
+            source.execute("BEGIN")  # else each table is read as it is at that moment
             text = "\n".join(source.iterdump())
         with closing(sqlite3.connect(backup)) as copy:
             copy.executescript(aged(text, HOUR))

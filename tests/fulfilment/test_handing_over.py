@@ -134,7 +134,7 @@ async def test_an_answer_means_what_the_page_says(status: int, meaning: str) -> 
     async def lines() -> list[Line]:
         return []
 
-    with kitchen(always(status, b'{"error": "no more dough"}')) as cooks:
+    with kitchen(always(status, b"" if status == 204 else b'{"error": "no more dough"}')) as cooks:
         fulfiller = open_fulfiller(cooks.url, latency_ms_min=0, latency_ms_max=0)
         order = Story.of().order
         try:

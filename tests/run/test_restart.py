@@ -235,7 +235,8 @@ def test_status_tells_what_runs_and_what_waits(folder: Path) -> None:
         found = state(service)
         assert found["verdict"] == "ok"
         assert {part["verdict"] for part in found["parts"]} == {"ok"}
-        assert found["queue"] == {"ready": 0, "scheduled": 0, "leased": 0, "parked": 0, "oldest_age_seconds": None}
+        empty = {"ready": 0, "scheduled": 0, "leased": 0, "parked": 0, "handed_over": 0}
+        assert found["queue"] == empty | {"oldest_age_seconds": None}
         assert state(service, "--url", service.url)["parts"][0]["what"] == "database"
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from servers import RedisServer, missing
@@ -155,3 +157,70 @@ def test_the_pages_of_the_interface_draw(tmp_path: Path, path: str, title: str) 
         assert (again.status_code, again.content) == (304, b"")
         drawn = drawn_by_chromium(tmp_path, f"{service.url}{path}")
         assert "Place orders, read them, and change them." in drawn  # from /openapi.json
+
+
+CLICKS = """(async () => {
+  async function until(find) {
+    for (let tries = 0; tries < 5000; tries++) {
+      const found = find();
+      if (found) return found;
+      await new Promise(done => setTimeout(done, 20));
+    }
+    throw new Error("it never came: " + find);
+  }
+  const call = await until(() => document.getElementById("operations-%s"));
+  (await until(() => call.querySelector(".opblock-summary-control"))).click();
+  (await until(() => call.querySelector(".execute"))).click();
+  const answer = await until(() => call.querySelector(".live-responses-table tbody .response-col_status"));
+  return answer.textContent.trim();
+})()"""
+
+
+@asynccontextmanager
+async def a_tab(folder: Path, address: str) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
+    """A page in Chromium; what is yielded runs a script in it and returns what it comes to."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        missing("chromium")
+        raise AssertionError
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
+    chromium = await asyncio.create_subprocess_exec(
+        program, *options, f"--user-data-dir={folder}/profile", "about:blank", stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert chromium.stderr is not None
+        found = None
+        while found is None:
+            line = await asyncio.wait_for(chromium.stderr.readline(), PATIENCE_SECONDS)
+            assert line, "Chromium has ended"
+            found = re.search(r"ws://(127\.0\.0\.1:\d+)/", line.decode())
+        async with aiohttp.ClientSession() as session:
+            async with session.put(f"http://{found[1]}/json/new?{address}") as answer:
+                socket = (await answer.json())["webSocketDebuggerUrl"]
+            async with session.ws_connect(socket) as tab:
+
+                async def run(script: str) -> Any:
+                    asked = {"expression": script, "awaitPromise": True, "returnByValue": True}
+                    await tab.send_json({"id": 1, "method": "Runtime.evaluate", "params": asked})
+                    while (said := await tab.receive_json(timeout=PATIENCE_SECONDS)).get("id") != 1:
+                        pass
+                    assert "exceptionDetails" not in said["result"], said
+                    return said["result"]["result"].get("value")
+
+                while await run("document.readyState + location.href") != f"complete{address}":
+                    pass
+                yield run
+    finally:
+        chromium.kill()
+        await chromium.wait()
+
+
+@pytest.mark.parametrize(
+    ("operation", "status"),
+    [("orders-createOrder", "202"), ("orders-listOrders", "200"), ("service-health", "200")],
+)
+async def test_try_it_out_works_at_the_first_click(tmp_path: Path, operation: str, status: str) -> None:
+    """On /docs a call is opened, and sent as its example stands there; the answer is a good one."""
+    with Serving(tmp_path) as running:
+        async with a_tab(tmp_path, f"{running.url}/docs") as run:
+            assert await run(CLICKS % operation) == status

@@ -152,6 +152,8 @@ class Queries:
         if found is not None:
             return found[0].at_rest
         if not await self._accepted.pending([order_id]):
+            if await self._load(order_id) is None:
+                raise OrderNotFound(order_id)  # it was deleted since it was read
             return True
         self._watch.not_stored(order_id)
         return False
