@@ -121,6 +121,7 @@ lock: ## Renew the locked requirements (needs uv and npm)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
 	@cd tests/clients && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts
+	@cd tests/clients && node -e 'const fs = require("fs"), lock = require("./package-lock.json"); for (const each of Object.values(lock.packages)) delete each.funding; fs.writeFileSync("package-lock.json", JSON.stringify(lock, null, 2) + "\n")' --input-type=commonjs
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean

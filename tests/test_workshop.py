@@ -150,6 +150,9 @@ def test_the_lock_of_npm_pins_and_hashes_everything_and_names_no_place() -> None
     for name, package in packages.items():
         assert re.fullmatch(r"sha(256|512)-[\w+/=]+", package["integrity"]), name
         assert "resolved" not in package, name
+    assert "://" not in read("tests/clients/package-lock.json"), (
+        "an address of any kind: make lock leaves them out"
+    )
     assert "omit-lockfile-registry-resolved=true" in read("tests/clients/.npmrc").splitlines()
 
 
