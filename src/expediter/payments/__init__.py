@@ -6,9 +6,12 @@ from urllib.parse import urlsplit
 
 from expediter.errors import ConfigurationError
 from expediter.payments.port import (
+    Action,
     Charge,
     Payment,
     PaymentGateway,
+    PaymentLister,
+    PaymentPage,
     PaymentState,
     Refund,
     Refunded,
@@ -17,9 +20,12 @@ from expediter.payments.port import (
 from expediter.payments.simulated import SimulatedGateway
 
 __all__ = [
+    "Action",
     "Charge",
     "Payment",
     "PaymentGateway",
+    "PaymentLister",
+    "PaymentPage",
     "PaymentState",
     "Refund",
     "RefundState",

@@ -9,7 +9,7 @@ from typing import Any
 from expediter.errors import ConfigurationError
 from expediter.payments.port import PaymentGateway
 
-_CALLS = ("charge", "find", "refund", "close")
+_CALLS = ("charge", "find", "capture", "void", "refund", "close")
 
 
 def load_gateway(named: str) -> PaymentGateway:
