@@ -30,8 +30,17 @@ class OwnGateway:
         if charge.token == "tok_declined":
             raise PaymentDeclined("The bank says no")
         with self._book() as book:
-            entry = book.setdefault(charge.key, [charge.amount_minor, charge.currency, 0])
-        if entry[:2] != [charge.amount_minor, charge.currency]:
+            entry = book.setdefault(
+                charge.key,
+                {
+                    "amount": charge.amount_minor,
+                    "currency": charge.currency,
+                    "captured": charge.amount_minor if charge.capture else 0,
+                    "voided": False,
+                    "refunds": {},
+                },
+            )
+        if (entry["amount"], entry["currency"]) != (charge.amount_minor, charge.currency):
             raise PaymentConflict("Another amount was charged under this key")
         return _payment(charge.key, entry)
 
@@ -39,12 +48,29 @@ class OwnGateway:
         with self._book() as book:
             return _payment(key, book[key]) if key in book else None
 
+    async def capture(self, key: str, amount_minor: int) -> Payment:
+        with self._book() as book:
+            entry = _known(book, key)
+            if not entry["voided"] and not entry["captured"]:
+                entry["captured"] = amount_minor
+        return _payment(key, entry)
+
+    async def void(self, key: str) -> Payment:
+        with self._book() as book:
+            entry = _known(book, key)
+            entry["voided"] = not entry["captured"]
+        return _payment(key, entry)
+
     async def refund(self, refund: Refund) -> Refunded:
         with self._book() as book:
-            if refund.payment_key not in book:
-                raise PaymentDeclined("There is nothing to give back")
-            book[refund.payment_key][2] = refund.amount_minor
-        return Refunded(reference=f"refund of {refund.payment_key}")
+            entry = _known(book, refund.payment_key)
+            before = entry["refunds"].get(refund.key)
+            if before not in (None, refund.amount_minor):
+                raise PaymentConflict("Another amount was given back under this key")
+            if before is None and refund.amount_minor > entry["captured"] - sum(entry["refunds"].values()):
+                raise PaymentDeclined("There is not as much left to give back")
+            entry["refunds"][refund.key] = refund.amount_minor
+        return Refunded(reference=f"refund {refund.key}")
 
     async def close(self) -> None:
         pass
@@ -62,13 +88,20 @@ class OwnGateway:
                 file.write(json.dumps(book))
 
 
-def _payment(key: str, entry: list[Any]) -> Payment:
-    amount, currency, refunded = entry
+def _known(book: dict[str, Any], key: str) -> dict[str, Any]:
+    if key not in book:
+        raise PaymentDeclined("There is no such payment")
+    entry: dict[str, Any] = book[key]
+    return entry
+
+
+def _payment(key: str, entry: dict[str, Any]) -> Payment:
+    state = PaymentState.SUCCEEDED if entry["captured"] else PaymentState.AUTHORIZED
     return Payment(
         reference=f"payment {key}",
-        state=PaymentState.SUCCEEDED,
-        amount_minor=amount,
-        currency=currency,
-        captured_minor=amount,
-        refunded_minor=refunded,
+        state=PaymentState.VOIDED if entry["voided"] else state,
+        amount_minor=entry["amount"],
+        currency=entry["currency"],
+        captured_minor=entry["captured"],
+        refunded_minor=sum(entry["refunds"].values()),
     )

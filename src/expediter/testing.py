@@ -24,7 +24,7 @@ from expediter.payments.port import (
 
 
 class GatewayCall(NamedTuple):
-    """One call that a ScriptedGateway received; `what` is "charge", "find" or "refund"."""
+    """One call that a ScriptedGateway received; `what` is "charge", "find", "capture", "void" or "refund"."""
 
     what: str
     idempotency_key: str
@@ -52,16 +52,26 @@ class ScriptedGateway:
         self.calls: list[GatewayCall] = []
         self._script = list(script)
         self._total = total
+        self._capture = True
 
     async def charge(self, charge: Charge) -> Payment:
         """See PaymentGateway."""
         self._total = charge.amount_minor, charge.currency
+        self._capture = charge.capture
         return self._payment(self._answer("charge", charge.key) or "reference")
 
     async def find(self, key: str) -> Payment | None:
         """See PaymentGateway."""
         found = self._answer("find", key)
         return None if found is None else self._payment(found)
+
+    async def capture(self, key: str, amount_minor: int) -> Payment:
+        """See PaymentGateway."""
+        return self._payment(self._answer("capture", key) or "reference")
+
+    async def void(self, key: str) -> Payment:
+        """See PaymentGateway. A step that is no Payment says that it is voided."""
+        return self._payment(self._answer("void", key) or "reference", PaymentState.VOIDED)
 
     async def refund(self, refund: Refund) -> Refunded:
         """See PaymentGateway."""
@@ -70,11 +80,12 @@ class ScriptedGateway:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _payment(self, step: str | Payment) -> Payment:
+    def _payment(self, step: str | Payment, state: PaymentState | None = None) -> Payment:
         if isinstance(step, Payment):
             return step
         amount, currency = self._total
-        state = PaymentState.SUCCEEDED
+        if state is None:
+            state = PaymentState.SUCCEEDED if self._capture else PaymentState.AUTHORIZED
         return Payment(reference=step, state=state, amount_minor=amount, currency=currency)
 
     def _answer(self, what: str, idempotency_key: str) -> str | Payment | None:
@@ -143,12 +154,62 @@ async def exercise_gateway(open: Callable[[], PaymentGateway], *, declined_token
         except PaymentDeclined:
             declined = True
         holds(declined, "what was never charged is not refunded")
+        await _exercise_parts(one, two, replace(charge, key=f"{mark}-5"), holds)
+        await _exercise_reservation(one, two, replace(charge, key=f"{mark}-6", capture=False), holds)
         if declined_token is not None:
             await _exercise_decline(one, two, replace(charge, key=f"{mark}-4", token=declined_token), holds)
     finally:
         await one.close()
         await two.close()
     return shown
+
+
+async def _exercise_parts(
+    one: PaymentGateway, two: PaymentGateway, charge: Charge, holds: Callable[[bool, str], None]
+) -> None:
+    await one.charge(charge)
+    part = Refund(key=f"{charge.key}-a", payment_key=charge.key, amount_minor=999, currency=charge.currency)
+    for gateway in (one, two):
+        given_back = await gateway.refund(part)
+        holds(given_back.state is not RefundState.FAILED, "a part can be refunded, and said twice it is refunded once")
+    found = await two.find(charge.key)
+    holds(found is not None and found.refunded_minor == 999, "a refund of a part is seen at its charge")
+    try:
+        too_much = (await one.refund(replace(part, key=f"{charge.key}-b", amount_minor=301))).state
+    except PaymentDeclined:
+        too_much = RefundState.FAILED
+    holds(too_much is RefundState.FAILED, "more than what is left is not refunded")
+    rest = await two.refund(replace(part, key=f"{charge.key}-c", amount_minor=300))
+    holds(rest.state is not RefundState.FAILED, "what is left can be refunded")
+
+
+async def _exercise_reservation(
+    one: PaymentGateway, two: PaymentGateway, charge: Charge, holds: Callable[[bool, str], None]
+) -> None:
+    reserved = await one.charge(charge)
+    holds(
+        (reserved.state, reserved.captured_minor) == (PaymentState.AUTHORIZED, 0),
+        "a charge without capture is only authorized",
+    )
+    for gateway in (one, two):
+        taken = await gateway.capture(charge.key, charge.amount_minor)
+        holds(
+            (taken.state, taken.captured_minor) == (PaymentState.SUCCEEDED, charge.amount_minor),
+            "what was reserved is captured, said twice once",
+        )
+    holds((await one.void(charge.key)).state is PaymentState.SUCCEEDED, "what was captured is not voided any more")
+    other = replace(charge, key=f"{charge.key}-v")
+    await one.charge(other)
+    for gateway in (two, one):
+        holds((await gateway.void(other.key)).state is PaymentState.VOIDED, "a reservation is let go of")
+    try:
+        late = (await one.capture(other.key, other.amount_minor)).state
+    except PaymentDeclined:
+        late = PaymentState.VOIDED
+    holds(late is PaymentState.VOIDED, "what was let go of is not captured")
+    found = await two.find(other.key)
+    gone = (PaymentState.VOIDED, PaymentState.DECLINED)
+    holds(found is None or found.state in gone, "what was let go of is found as voided")
 
 
 async def _exercise_decline(

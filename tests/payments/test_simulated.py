@@ -10,7 +10,7 @@ import pytest
 
 from expediter.errors import PaymentDeclined, PaymentUnavailable
 from expediter.payments import Charge, Refund
-from expediter.payments.simulated import ENTRIES_MAX, LEDGER_ENTRIES_MAX, LedgerEntry, SimulatedGateway
+from expediter.payments.simulated import ACCOUNTS_MAX, LEDGER_ENTRIES_MAX, LedgerEntry, SimulatedGateway
 
 
 async def charge(gateway: SimulatedGateway, key: str, amount_minor: int = 100) -> str:
@@ -26,7 +26,7 @@ async def refund(gateway: SimulatedGateway, key: str) -> str:
 async def test_it_remembers_so_many_charges_and_refunds_what_it_forgot() -> None:
     """The oldest go, one for each new one; a refund of one of these succeeds, as with a real gateway."""
     gateway = SimulatedGateway()
-    keys = [str(number) for number in range(ENTRIES_MAX + 1)]
+    keys = [str(number) for number in range(ACCOUNTS_MAX + 1)]
     await charge(gateway, keys[0])
     with pytest.raises(PaymentDeclined):
         await refund(gateway, "never charged")

@@ -37,16 +37,24 @@ _KNOWN = "simulated, simulated:///ledger/file?seed=7, https://host/base, python:
 
 
 def open_gateway(
-    address: str, *, success_rate: float, latency_ms_min: int, latency_ms_max: int, token: str | None = None
+    address: str,
+    *,
+    success_rate: float,
+    latency_ms_min: int,
+    latency_ms_max: int,
+    token: str | None = None,
+    reserving: bool = False,
 ) -> PaymentGateway:
     """Return the gateway that `address` names; the rate and the latencies are the simulation's.
+
+    `reserving`: it will be asked to reserve money, and to capture it later.
 
     Raises ConfigurationError for an address that is not known, or cannot be used.
     """
     if address.startswith("python:"):
         from expediter.payments.python import load_gateway
 
-        return load_gateway(address.removeprefix("python:"))
+        return load_gateway(address.removeprefix("python:"), reserving=reserving)
     try:
         parts = urlsplit(address if "://" in address else f"{address}://")
         _ = parts.port

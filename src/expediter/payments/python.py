@@ -6,16 +6,35 @@ import importlib
 import inspect
 from typing import Any
 
-from expediter.errors import ConfigurationError
-from expediter.payments.port import PaymentGateway
+from expediter.errors import ConfigurationError, PaymentDeclined
+from expediter.payments.port import Payment, PaymentGateway
 
-_CALLS = ("charge", "find", "capture", "void", "refund", "close")
+#: What a class must have, and what it needs besides for PAYMENT_CAPTURE=on_completion.
+_CALLS = ("charge", "find", "refund", "close")
+_RESERVING = ("capture", "void")
 
 
-def load_gateway(named: str) -> PaymentGateway:
+class AtOnce:
+    """A gateway whose class cannot reserve: the calls for that say so, and the others are its own."""
+
+    def __init__(self, own: Any) -> None:
+        self.name: str = own.name
+        self.key_window_seconds: float = own.key_window_seconds
+        self.charge, self.find, self.refund, self.close = own.charge, own.find, own.refund, own.close
+
+    async def capture(self, key: str, amount_minor: int) -> Payment:
+        """Refuse."""
+        raise PaymentDeclined(f"{self.name} has no `async def capture`")
+
+    async def void(self, key: str) -> Payment:
+        """Refuse."""
+        raise PaymentDeclined(f"{self.name} has no `async def void`")
+
+
+def load_gateway(named: str, *, reserving: bool) -> PaymentGateway:
     """Return an instance of what `package.module:Name` names, made without arguments.
 
-    Raises ConfigurationError if it cannot be imported or made, or lacks what the port has (payments/port.py).
+    With `reserving` it must be able to capture and to void, too. Raises ConfigurationError if it cannot be imported or made, or lacks what the port has (payments/port.py).
     """
     module_name, _, name = named.partition(":")
     where = f"PAYMENT_GATEWAY=python:{named}"
@@ -31,9 +50,11 @@ def load_gateway(named: str) -> PaymentGateway:
         raise ConfigurationError(f"{where}: {error}") from error
     except TypeError as error:
         raise ConfigurationError(f"{where} cannot be made without arguments: {error}") from error
-    missing = [call for call in _CALLS if not inspect.iscoroutinefunction(getattr(made, call, None))]
-    if missing:
+    missing = [call for call in (*_CALLS, *_RESERVING) if not inspect.iscoroutinefunction(getattr(made, call, None))]
+    if missing and missing[0] in _CALLS:
         raise ConfigurationError(f"{where} has no `async def {missing[0]}`: see expediter.payments.PaymentGateway")
+    if missing and reserving:
+        raise ConfigurationError(f"{where} has no `async def {missing[0]}`, which PAYMENT_CAPTURE=on_completion needs")
     if not isinstance(getattr(made, "name", None), str):
         raise ConfigurationError(f"{where} has no `name`, a text that people read")
     window = getattr(made, "key_window_seconds", None)
@@ -41,5 +62,5 @@ def load_gateway(named: str) -> PaymentGateway:
         raise ConfigurationError(
             f"{where} has no `key_window_seconds`: for how long the gateway does under one key nothing twice"
         )
-    gateway: PaymentGateway = made
+    gateway: PaymentGateway = AtOnce(made) if missing else made
     return gateway

@@ -34,34 +34,76 @@ TOKEN_UNAVAILABLE = "tok_unavailable"
 TOKEN_UNKNOWN = "tok_unknown"
 
 
-#: Charges and refunds that are kept in memory without a ledger, some 30 MB; then the oldest are forgotten.
-ENTRIES_MAX = 100_000
-#: Charges and refunds in a ledger: each process keeps them all in memory, some 75 MB.
+#: Payments that are kept in memory without a ledger, some 40 MB; then the oldest are forgotten.
+ACCOUNTS_MAX = 100_000
+#: Lines of a ledger: each process keeps what they say in memory, some 100 MB.
 LEDGER_ENTRIES_MAX = 250_000
 
 
-class LedgerEntry(msgspec.Struct, frozen=True):
-    """One line of the ledger; `action` is "charge" or "refund"."""
+class LedgerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the ledger; `action` is charge, authorize, capture, void or refund, `key` that of the payment.
+
+    The trial gateway's ledger has these fields, and more.
+    """
 
     action: str
     key: str
     amount_minor: int
     currency: str
+    refund_key: str = ""
 
 
-def read_ledger(path: Path) -> dict[tuple[str, str], LedgerEntry]:
-    """Return the entries of a ledger by action and key. Raises OSError, msgspec.MsgspecError.
+class Account(msgspec.Struct):
+    """What a ledger says of one payment: what was reserved or charged, what was taken, and each refund by its key."""
 
-    The trial gateway's has further actions, which move no money: those are left out.
-    """
-    entries = [msgspec.json.decode(line, type=LedgerEntry) for line in path.read_bytes().splitlines()]
-    return {(entry.action, entry.key): entry for entry in entries if entry.action in ("charge", "refund")}
+    amount_minor: int
+    currency: str
+    captured_minor: int = 0
+    voided: bool = False
+    refunds: dict[str, int] = {}
+
+    @property
+    def refunded_minor(self) -> int:
+        """The sum of what was given back."""
+        return sum(self.refunds.values())
+
+    @property
+    def state(self) -> PaymentState:
+        """Where the payment is."""
+        if self.voided:
+            return PaymentState.VOIDED
+        return PaymentState.SUCCEEDED if self.captured_minor else PaymentState.AUTHORIZED
+
+
+def _enter(accounts: dict[str, Account], entry: LedgerEntry) -> None:
+    """Take note of what a line of the ledger says; what moves no money is passed over."""
+    if entry.action in ("charge", "authorize"):
+        captured = entry.amount_minor if entry.action == "charge" else 0
+        accounts[entry.key] = Account(entry.amount_minor, entry.currency, captured)
+        return
+    account = accounts.get(entry.key)
+    if account is None:
+        return
+    if entry.action == "capture":
+        account.captured_minor = entry.amount_minor
+    elif entry.action == "void":
+        account.voided = True
+    elif entry.action == "refund":
+        account.refunds[entry.refund_key or f"{entry.key}-refund"] = entry.amount_minor
+
+
+def read_ledger(path: Path) -> dict[str, Account]:
+    """Return the payments in a ledger by their keys. Raises OSError, msgspec.MsgspecError."""
+    accounts: dict[str, Account] = {}
+    for line in path.read_bytes().splitlines():
+        _enter(accounts, msgspec.json.decode(line, type=LedgerEntry))
+    return accounts
 
 
 class SimulatedGateway:
     """Succeeds at a given rate after a random delay; a failure is a gateway that is briefly unavailable.
 
-    Without a ledger it remembers the last `ENTRIES_MAX` charges and refunds. A refund of what it may have
+    Without a ledger it remembers the last `ACCOUNTS_MAX` payments. A refund of what it may have
     forgotten succeeds: a real gateway would still know of it.
     """
 
@@ -81,7 +123,8 @@ class SimulatedGateway:
         self._success_rate = success_rate
         self._latency = (latency_ms_min / 1000, latency_ms_max / 1000)
         self._random = Random(seed)
-        self._entries: OrderedDict[tuple[str, str], LedgerEntry] = OrderedDict()
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._entries = 0
         self._ledger = -1
         self._read = 0
         self._has_forgotten = False
@@ -117,72 +160,90 @@ class SimulatedGateway:
         size = os.fstat(self._ledger).st_size
         if size > self._read:
             for line in os.pread(self._ledger, size - self._read, self._read).splitlines():
-                entry = msgspec.json.decode(line, type=LedgerEntry)
-                self._entries[entry.action, entry.key] = entry
+                _enter(self._accounts, msgspec.json.decode(line, type=LedgerEntry))
+                self._entries += 1
             self._read = size
 
     @contextmanager
-    def _books(self) -> Iterator[dict[tuple[str, str], LedgerEntry]]:
-        """Give the entries, held still against other processes that share the ledger."""
+    def _books(self) -> Iterator[dict[str, Account]]:
+        """Give the accounts, held still against other processes that share the ledger."""
         if self._ledger < 0:
-            yield self._entries
+            yield self._accounts
             return
         fcntl.flock(self._ledger, fcntl.LOCK_EX)
         try:
             self._read_ledger()
-            yield self._entries
+            yield self._accounts
         finally:
             fcntl.flock(self._ledger, fcntl.LOCK_UN)
 
     async def charge(self, charge: Charge) -> Payment:
         """See PaymentGateway."""
         await self._delay()
-        with self._books() as entries:
-            entry = entries.get(("charge", charge.key))
-            if entry is None:
+        with self._books() as accounts:
+            account = accounts.get(charge.key)
+            if account is None:
                 if charge.token == TOKEN_DECLINED:
                     raise PaymentDeclined("The card was declined (simulated)")
                 if charge.token == TOKEN_UNAVAILABLE or self._random.random() >= self._success_rate:
                     raise PaymentUnavailable("The payment gateway is unavailable (simulated)")
-                entry = LedgerEntry("charge", charge.key, charge.amount_minor, charge.currency)
-                self._enter(entry)
+                action = "charge" if charge.capture else "authorize"
+                self._enter(LedgerEntry(action, charge.key, charge.amount_minor, charge.currency))
                 if charge.token == TOKEN_UNKNOWN:
                     raise PaymentUnknown("The payment gateway did not answer (simulated)")
-            elif (entry.amount_minor, entry.currency) != (charge.amount_minor, charge.currency):
+                account = accounts[charge.key]
+            elif (account.amount_minor, account.currency) != (charge.amount_minor, charge.currency):
                 raise PaymentConflict("Another amount was charged under this key (simulated)")
-            return self._payment(entries, entry)
+            return _payment(charge.key, account)
 
     async def find(self, key: str) -> Payment | None:
         """See PaymentGateway."""
         await self._delay()
-        with self._books() as entries:
-            entry = entries.get(("charge", key))
-            return None if entry is None else self._payment(entries, entry)
+        with self._books() as accounts:
+            account = accounts.get(key)
+            return None if account is None else _payment(key, account)
+
+    async def capture(self, key: str, amount_minor: int) -> Payment:
+        """See PaymentGateway."""
+        await self._delay()
+        with self._books() as accounts:
+            account = self._account(accounts, key)
+            if account.state is PaymentState.AUTHORIZED:
+                if not 0 < amount_minor <= account.amount_minor:
+                    raise PaymentDeclined(f"{amount_minor} of {account.amount_minor} cannot be captured (simulated)")
+                self._enter(LedgerEntry("capture", key, amount_minor, account.currency))
+            return _payment(key, account)
+
+    async def void(self, key: str) -> Payment:
+        """See PaymentGateway."""
+        await self._delay()
+        with self._books() as accounts:
+            account = self._account(accounts, key)
+            if account.state is PaymentState.AUTHORIZED:
+                self._enter(LedgerEntry("void", key, account.amount_minor, account.currency))
+            return _payment(key, account)
 
     async def refund(self, refund: Refund) -> Refunded:
-        """See PaymentGateway. It refunds a charge once, as a whole."""
+        """See PaymentGateway."""
         await self._delay()
-        key = refund.payment_key
-        with self._books() as entries:
-            charged = entries.get(("charge", key))
-            if charged is None and not self._has_forgotten:
+        with self._books() as accounts:
+            account = accounts.get(refund.payment_key)
+            if account is None and not self._has_forgotten:
                 raise PaymentDeclined("There is no charge under this key to refund (simulated)")
-            if charged is not None and refund.amount_minor != charged.amount_minor:
-                raise PaymentDeclined("Only the whole amount can be refunded (simulated)")
-            if charged is not None and ("refund", key) not in entries:
-                self._enter(LedgerEntry("refund", key, charged.amount_minor, charged.currency))
-        return Refunded(reference=f"re_{key}")
+            if account is not None and refund.key not in account.refunds:
+                left = account.captured_minor - account.refunded_minor
+                if not 0 < refund.amount_minor <= left:
+                    raise PaymentDeclined(f"{left} (minor units) of this charge are left to refund (simulated)")
+                key, amount = refund.payment_key, refund.amount_minor
+                self._enter(LedgerEntry("refund", key, amount, account.currency, refund.key))
+            elif account is not None and account.refunds[refund.key] != refund.amount_minor:
+                raise PaymentConflict("Another amount was refunded under this key (simulated)")
+        return Refunded(reference=f"re_{refund.key}")
 
-    def _payment(self, entries: dict[tuple[str, str], LedgerEntry], entry: LedgerEntry) -> Payment:
-        given_back = entries.get(("refund", entry.key))
-        return Payment(
-            reference=f"ch_{entry.key}",
-            state=PaymentState.SUCCEEDED,
-            amount_minor=entry.amount_minor,
-            currency=entry.currency,
-            captured_minor=entry.amount_minor,
-            refunded_minor=0 if given_back is None else given_back.amount_minor,
-        )
+    def _account(self, accounts: dict[str, Account], key: str) -> Account:
+        if key not in accounts:
+            raise PaymentDeclined("There is no charge under this key (simulated)")
+        return accounts[key]
 
     async def close(self) -> None:
         """Close the ledger."""
@@ -196,13 +257,26 @@ class SimulatedGateway:
             await asyncio.sleep(self._random.uniform(low, high))
 
     def _enter(self, entry: LedgerEntry) -> None:
-        if self._ledger >= 0 and len(self._entries) >= LEDGER_ENTRIES_MAX:
+        if self._ledger >= 0 and self._entries >= LEDGER_ENTRIES_MAX:
             raise PaymentUnavailable(
                 f"The ledger has {LEDGER_ENTRIES_MAX:,} entries and is full: name a new file in PAYMENT_GATEWAY"
             )
-        self._entries[entry.action, entry.key] = entry
-        if self._ledger < 0 and len(self._entries) > ENTRIES_MAX:
-            self._entries.popitem(last=False)
+        _enter(self._accounts, entry)
+        self._entries += 1
+        if self._ledger < 0 and len(self._accounts) > ACCOUNTS_MAX:
+            self._accounts.popitem(last=False)
             self._has_forgotten = True
         if self._ledger >= 0:
             self._read += os.write(self._ledger, msgspec.json.encode(entry) + b"\n")
+
+
+def _payment(key: str, account: Account) -> Payment:
+    return Payment(
+        reference=f"ch_{key}",
+        state=account.state,
+        amount_minor=account.amount_minor,
+        currency=account.currency,
+        captured_minor=account.captured_minor,
+        refunded_minor=account.refunded_minor,
+        key=key,
+    )
