@@ -8,6 +8,7 @@ ExpediterError
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
 │   └── MoneyInFlight      a charge or refund has no outcome yet
+├── UnknownPayment         the gateway tells of a payment that no order has asked for
 ├── CursorGone             what follows a reader of the feed cannot be read any more (store/feed.py)
 ├── PreconditionFailed     `If-Match` names another version
 ├── IdempotencyMismatch    the key was used with another body
@@ -92,6 +93,10 @@ class OrderNotFound(ExpediterError):
         """Remember which id was asked for."""
         self.order_id = order_id
         super().__init__("Order not found")
+
+
+class UnknownPayment(ExpediterError):
+    """No order has asked for a payment with this key."""
 
 
 class AddressTaken(ExpediterError):

@@ -171,7 +171,10 @@ async def _exercise_parts(
     part = Refund(key=f"{charge.key}-a", payment_key=charge.key, amount_minor=999, currency=charge.currency)
     for gateway in (one, two):
         given_back = await gateway.refund(part)
-        holds(given_back.state is not RefundState.FAILED, "a part can be refunded, and said twice it is refunded once")
+        holds(
+            given_back.state is not RefundState.FAILED,
+            "a part can be refunded, and said twice it is refunded once",
+        )
     found = await two.find(charge.key)
     holds(found is not None and found.refunded_minor == 999, "a refund of a part is seen at its charge")
     try:

@@ -6,10 +6,20 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from expediter.errors import Conflict, IllegalTransition, MoneyInFlight, PreconditionFailed
+from expediter.orders import charges, refunds
 from expediter.orders.commands import ReportFulfilment
 from expediter.orders.draft import FENCES_PER_VERSION, Decision, Draft
 from expediter.orders.events import Changes
-from expediter.orders.order import TRANSITIONS, JobKind, Order, PaymentOutcome, PaymentStatus, Stages, Status
+from expediter.orders.order import (
+    PAST_PAYMENT,
+    TRANSITIONS,
+    JobKind,
+    Order,
+    PaymentOutcome,
+    PaymentStatus,
+    Stages,
+    Status,
+)
 
 
 def check_version(order: Order, if_version: int | None) -> None:
@@ -43,12 +53,19 @@ def _check_move(draft: Draft, wanted: Status, *, towards: Status | None = None) 
         raise IllegalTransition(order.order_id, order.status, towards or wanted, legal)
     # A parked charge of unknown outcome is for a person to look up; what they found they say by the status.
     settled = job is not None and job.dead_at is not None and wanted in (Status.CONFIRMED, Status.PAYMENT_FAILED)
-    if not settled:
+    # What is charged beside the road does not hold it up; and whoever may still pay can be told not to.
+    beside = order.charged_late and wanted is not Status.CANCELLED
+    if not settled and not beside:
         _check_money(order, f"become {wanted}")
+        if order.payment_status is PaymentStatus.ACTION_REQUIRED and wanted is not Status.CANCELLED:
+            raise MoneyInFlight(
+                f"Order {order.order_id} cannot become {wanted} while its customer may still pay: "
+                "cancel it, or wait"
+            )
 
 
 def _check_money(order: Order, what: str) -> None:
-    if order.money_in_flight:
+    if order.charge_open:
         raise MoneyInFlight(
             f"Order {order.order_id} cannot {what} while the outcome of a charge or refund is open; try again"
         )
@@ -77,20 +94,19 @@ def change_status(draft: Draft, wanted: Status, *, through: bool = False) -> Non
                 last_error=None,
             )
             draft.change("payment.requested", changes)
-            draft.next_job(JobKind.CHARGE)
+            draft.go_on(JobKind.CHARGE)
         case Status.PROCESSING:
             draft.start_fulfilment()
-            draft.next_job(JobKind.FULFIL)
+            draft.go_on(JobKind.FULFIL)
         case Status.CONFIRMED:
             _confirm_by_hand(draft)
         case Status.PAYMENT_FAILED:
             _fail_payment_by_hand(draft)
         case Status.COMPLETED:
-            draft.change("order.completed", Changes(status=wanted, completed_at=draft.now, last_error=None))
-            draft.job = None
+            draft.complete()
         case Status.FAILED:
             draft.change("fulfilment.failed", Changes(status=wanted, last_error="failed by hand"))
-            draft.job = None
+            draft.go_on(None)
 
 
 def _confirm_by_hand(draft: Draft) -> None:
@@ -107,7 +123,7 @@ def _confirm_by_hand(draft: Draft) -> None:
         draft.job = None
     else:
         draft.change(event, changes)
-        draft.next_job(JobKind.FULFIL)
+        draft.go_on(JobKind.FULFIL)
 
 
 def _fail_payment_by_hand(draft: Draft) -> None:
@@ -141,14 +157,13 @@ def report(draft: Draft, command: ReportFulfilment) -> None:
     _check_move(draft, wanted)
     reference = command.reference or UNSET
     if command.done:
-        changes = Changes(status=wanted, completed_at=draft.now, last_error=None, reference=reference)
-        draft.change("order.completed", changes)
+        draft.complete(reference)
     else:
         changes = Changes(
             status=wanted, last_error=command.reason or "it was reported as failed", reference=reference
         )
         draft.change("fulfilment.failed", changes)
-    draft.job = None
+        draft.go_on(None)
 
 
 def cancel(draft: Draft) -> None:
@@ -158,31 +173,35 @@ def cancel(draft: Draft) -> None:
 
 
 def _cancel(draft: Draft) -> None:
-    changes = Changes(status=Status.CANCELLED, cancelled_at=draft.now)
-    if draft.order.payment_status is PaymentStatus.PAID:
-        # A cancelled order is not a completed one, even where `confirmed` was the end of its road.
-        draft.change(
-            "order.cancelled",
-            replace(changes, payment_status=PaymentStatus.REFUND_PENDING, completed_at=None),
-        )
-        draft.next_job(JobKind.REFUND)
-    else:
-        due = draft.order.payment_status is PaymentStatus.PENDING
-        payment_status = PaymentStatus.VOIDED if due else UNSET
-        draft.change("order.cancelled", replace(changes, payment_status=payment_status, completed_at=None))
-        draft.job = None
+    # A cancelled order is not a completed one, even where `confirmed` was the end of its road.
+    order = draft.order
+    changes = Changes(status=Status.CANCELLED, cancelled_at=draft.now, completed_at=None)
+    if order.captured_minor:
+        refunds.give_back(draft, "order.cancelled", changes, "the order was cancelled")
+        return
+    if order.payment_status is PaymentStatus.PENDING:
+        changes = replace(changes, payment_status=PaymentStatus.VOIDED)
+    draft.change("order.cancelled", changes)
+    # What is reserved, or may still be paid, is let go of at the gateway.
+    reserved = order.payment_status in (PaymentStatus.AUTHORIZED, PaymentStatus.ACTION_REQUIRED)
+    draft.job = None
+    draft.go_on(JobKind.VOID if reserved else None)
 
 
 def retry(draft: Draft) -> None:
     """Take up what failed or was parked."""
     order, job = draft.order, draft.job
-    if job is not None and job.dead_at is not None:
+    if order.status in PAST_PAYMENT and order.payment_status in (PaymentStatus.VOIDED, PaymentStatus.DECLINED):
+        charges.charge_again(draft)
+    elif (job is None or job.dead_at is None or job.kind is JobKind.REFUND) and refunds.retry(draft):
+        return
+    elif job is not None and job.dead_at is not None:
         draft.change("job.revived", Changes(last_error=None))
         fence = draft.order.version * FENCES_PER_VERSION
         draft.job = replace(job, dead_at=None, due_at=draft.now, claims=0, failures=0, fence=fence)
     elif job is not None and job.kind is JobKind.REPORT:
         draft.change("job.revived", Changes(last_error=None))
-        draft.next_job(JobKind.FULFIL)
+        draft.go_on(JobKind.FULFIL)
     elif order.status is Status.PAYMENT_FAILED:
         change_status(draft, Status.PAYMENT_PROCESSING)
     elif order.status is Status.FAILED:
@@ -195,7 +214,10 @@ def delete(draft: Draft) -> Decision:
     """Remove the order, unless money is in flight or was taken for nothing yet."""
     order = draft.order
     _check_money(order, "be deleted")
-    if order.payment_status is PaymentStatus.PAID and not (order.at_rest and order.completed_at):
+    moving = order.charging or order.refunding_minor
+    if moving or order.payment_status in (PaymentStatus.AUTHORIZED, PaymentStatus.ACTION_REQUIRED):
+        raise MoneyInFlight(f"Order {order.order_id} cannot be deleted while its money is on the way; try again")
+    if order.captured_minor > order.refunded_minor and not (order.at_rest and order.completed_at):
         raise MoneyInFlight(f"Order {order.order_id} is paid and not complete: cancel it before deleting it")
     draft.change("order.deleted", Changes())
     return Decision(None, None, draft.events)

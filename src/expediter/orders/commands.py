@@ -68,6 +68,18 @@ class ReportFulfilment(Change, frozen=True, gc=False, kw_only=True):
     reference: str | None = None
 
 
+class RefundOrder(Change, frozen=True, gc=False, kw_only=True):
+    """Give back `amount` (decimal text in the order's currency; None: all that is left) of what was paid.
+
+    One `by_hand` was made outside already, under the name `reference`.
+    """
+
+    amount: str | None = None
+    reason: str | None = None
+    by_hand: bool = False
+    reference: str | None = None
+
+
 class RetryOrder(Change, frozen=True, gc=False, kw_only=True):
     """Try again what failed, or take up a parked job."""
 
@@ -112,13 +124,16 @@ class RecordCall(WorkerCommand, frozen=True, gc=False, kw_only=True):
 class RecordPayment(RecordCall, frozen=True, gc=False, kw_only=True):
     """Record what the gateway said to a charge.
 
-    `counts` is False for a probe of an open breaker, which spends no attempt; `lease` above 0 keeps the job for
-    this worker, which fulfils at once.
+    With ACTION_REQUIRED, `action` is JSON text: what the customer must do until `action_until`. `counts` is False
+    for a probe of an open breaker, which spends no attempt; `lease` above 0 keeps the job for this worker, which
+    fulfils at once.
     """
 
     counts: bool = True
     failures_max: int = 3
     lease: int = 0
+    action: str | None = None
+    action_until: int | None = None
 
 
 class RecordFulfilment(WorkerCommand, frozen=True, gc=False, kw_only=True):
@@ -133,6 +148,39 @@ class RecordFulfilment(WorkerCommand, frozen=True, gc=False, kw_only=True):
 
 class RecordRefund(RecordCall, frozen=True, gc=False, kw_only=True):
     """Record what the gateway said to a refund; anything but success is tried again."""
+
+
+class RecordReserved(RecordCall, frozen=True, gc=False, kw_only=True):
+    """Record what became of reserved money that was to be captured or let go of.
+
+    SUCCEEDED says that it is captured, VOIDED that it is not, and never will be; anything else is tried again.
+    """
+
+
+class HearGateway(Command, frozen=True, gc=False, kw_only=True):
+    """Take what the gateway says of a payment by itself: it may come twice, late, early, or out of order.
+
+    `key` is the payment's, `outcome` where it is (UNKNOWN: it is under way); amounts are whole minor units.
+    """
+
+    key: str
+    key_prefix: str
+    outcome: PaymentOutcome
+    amount_minor: int
+    currency: str
+    captured_minor: int = 0
+    refunded_minor: int = 0
+    reference: str | None = None
+    error: str | None = None
+    action: str | None = None
+    action_until: int | None = None
+
+
+class HearDispute(Command, frozen=True, gc=False, kw_only=True):
+    """Take note that the customer disputes the payment."""
+
+    reference: str
+    reason: str
 
 
 class ReleaseJob(WorkerCommand, frozen=True, gc=False, kw_only=True):

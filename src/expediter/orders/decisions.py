@@ -6,7 +6,7 @@ construct the replay of its events: `decide` changes an order only through event
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ from expediter.errors import (
     OrderNotFound,
     StaleLease,
 )
-from expediter.orders import by_hand
+from expediter.orders import by_hand, charges, refunds
 from expediter.orders.commands import (
     CancelOrder,
     Change,
@@ -25,12 +25,16 @@ from expediter.orders.commands import (
     DeleteOrder,
     FailJob,
     FulfilmentOutcome,
+    HearDispute,
+    HearGateway,
     ParkJob,
     PlaceOrder,
     RecordFulfilment,
     RecordPayment,
     RecordRefund,
     RecordRefusal,
+    RecordReserved,
+    RefundOrder,
     ReleaseJob,
     ReportFulfilment,
     RetryOrder,
@@ -40,20 +44,24 @@ from expediter.orders.draft import FENCES_PER_VERSION, Decision, Draft
 from expediter.orders.events import Changes, Event, Placed
 from expediter.orders.order import (
     NEVER,
-    Attempt,
     Job,
     JobKind,
     Order,
+    OrderRefund,
     PaymentOutcome,
     PaymentStatus,
+    RefundStatus,
     Stages,
     Status,
-    gateway_key,
 )
 
 
-def decide(order: Order | None, job: Job | None, command: Command, now: int) -> Decision:
+def decide(
+    order: Order | None, job: Job | None, command: Command, now: int, refunds_open: Iterable[OrderRefund] = ()
+) -> Decision:
     """Return what `command` changes at `now` in `order` with its `job` (both None: there is no such order).
+
+    `refunds_open` are those of its refunds that are not settled.
 
     Raises OrderNotFound, DuplicateOrder, IllegalTransition, MoneyInFlight, PreconditionFailed, Conflict; for a
     worker whose lease is gone, StaleLease. Applying one placing, claiming or recording command twice changes
@@ -69,26 +77,34 @@ def decide(order: Order | None, job: Job | None, command: Command, now: int) -> 
         raise OrderNotFound(command.order_id)
     if isinstance(command, Change):
         by_hand.check_version(order, command.if_version)
-    draft = Draft(order, job, now)
+    draft = Draft(order, job, now, refunds_open)
     match command:
         case ClaimJob():
             _claim(draft, _due(draft, now), command)
         case RecordPayment():
-            _record_payment(draft, _held(draft, command, JobKind.CHARGE), command)
+            charges.record(draft, _held(draft, command, JobKind.CHARGE), command)
+        case RecordReserved():
+            charges.record_reserved(draft, _held(draft, command, *_RESERVED), command)
+        case HearGateway():
+            charges.hear(draft, command)
+        case HearDispute():
+            charges.dispute(draft, command)
         case RecordFulfilment():
             _record_fulfilment(draft, _held(draft, command, JobKind.FULFIL), command)
         case RecordRefund():
-            _record_refund(draft, _held(draft, command, JobKind.REFUND), command)
+            refunds.record(draft, _held(draft, command, JobKind.REFUND), command)
         case ReleaseJob():
-            _release(draft, _held(draft, command, None), command.retry_in)
+            charges.release(draft, _held(draft, command), command.retry_in)
         case FailJob():
-            _fail_job(draft, _held(draft, command, None), command)
+            _fail_job(draft, _held(draft, command), command)
         case ParkJob():
-            _park(draft, _held(draft, command, None), command.error, command.outcome)
+            _park(draft, _held(draft, command), command.error, command.outcome)
         case ChangeStatus():
             by_hand.change_status(draft, command.status, through=command.through)
         case CancelOrder():
             by_hand.cancel(draft)
+        case RefundOrder():
+            refunds.request(draft, command)
         case ReportFulfilment():
             by_hand.report(draft, command)
         case RetryOrder():
@@ -138,15 +154,15 @@ def _due(draft: Draft, now: int) -> Job:
     return job
 
 
-def _held(draft: Draft, command: WorkerCommand, kind: JobKind | None) -> Job:
-    """Return the job if `command` comes from the worker that holds it and whose lease still runs."""
+def _held(draft: Draft, command: WorkerCommand, *kinds: JobKind) -> Job:
+    """Return the job (of these kinds; none: any) if `command` comes from the worker that still holds it."""
     job = draft.job
     if (
         job is None
         or job.holder is None
         or job.fence != command.fence
         or job.due_at <= draft.now
-        or (kind is not None and job.kind is not kind)
+        or (kinds and job.kind not in kinds)
     ):
         raise StaleLease(f"order {command.order_id} is no longer held under fence {command.fence}")
     return job
@@ -158,15 +174,27 @@ _CLAIMED_IN: Mapping[JobKind, frozenset[Status]] = {
     JobKind.CONFIRM: frozenset({Status.PENDING}),
     JobKind.FULFIL: frozenset({Status.PENDING, Status.CONFIRMED, Status.PROCESSING}),
     JobKind.REPORT: frozenset({Status.PROCESSING}),
-    JobKind.REFUND: frozenset({Status.CANCELLED}),
+    JobKind.CAPTURE: frozenset({Status.COMPLETED, Status.CONFIRMED}),
+    JobKind.VOID: frozenset({Status.CANCELLED}),
+    JobKind.REFUND: frozenset(Status) - {Status.PENDING, Status.PAYMENT_PROCESSING, Status.PAYMENT_FAILED},
 }
+_RESERVED = (JobKind.CAPTURE, JobKind.VOID)
+
+
+def _has_work(order: Order, kind: JobKind) -> bool:
+    """Return whether there is something to do for a job of this kind: the gateway is never called for nothing."""
+    if kind is JobKind.CHARGE and order.charged_late:
+        return not order.captured_minor
+    if kind is JobKind.CAPTURE and order.payment_status is not PaymentStatus.AUTHORIZED:
+        return False
+    return order.status in _CLAIMED_IN[kind]
 
 
 def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
     if job.claims >= command.claims_max:
         _park(draft, job, f"gave up after {job.claims} claims without an outcome")
         return
-    if draft.order.status not in _CLAIMED_IN[job.kind]:
+    if not _has_work(draft.order, job.kind):
         # It cannot come to this. Should it all the same, nothing is called: least of all the gateway.
         _park(draft, job, f"an order that is {draft.order.status.value} has nothing to {job.kind.value}")
         return
@@ -179,7 +207,9 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
     )
     match job.kind:
         case JobKind.CHARGE:
-            _start_charge(draft, command.key_prefix)
+            charges.start_charge(draft, command.key_prefix)
+        case JobKind.CAPTURE | JobKind.VOID:
+            charges.start_reserved(draft, job.kind, command.key_prefix)
         case JobKind.CONFIRM:
             _skip_payment(draft)
         case JobKind.FULFIL:
@@ -188,11 +218,8 @@ def _claim(draft: Draft, job: Job, command: ClaimJob) -> None:
             draft.change("fulfilment.overdue", Changes(last_error="whoever has it is late with the report"))
             draft.job = replace(job, due_at=NEVER, fence=job.fence + 1)
         case JobKind.REFUND:
-            if draft.order.charging:
-                draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the refund")
-            # The same key again: whatever became of the last call, the gateway refunds once.
-            changes = Changes(charging=True)
-            _start_attempt(draft, "refund", "refund.started", changes, command.key_prefix)
+            if not refunds.start(draft, command.key_prefix):
+                refunds.park(draft, "there is no refund to make", PaymentOutcome.NOT_SENT)
 
 
 def _skip_payment(draft: Draft) -> None:
@@ -203,142 +230,31 @@ def _skip_payment(draft: Draft) -> None:
     draft.job = None
 
 
-def _start_charge(draft: Draft, key_prefix: str) -> None:
-    order = draft.order
-    if order.charging:
-        # The last holder stored its intent and never came back: nobody knows what the gateway did.
-        draft.end_attempt(PaymentOutcome.UNKNOWN, None, "the worker went away during the charge")
-        draft.change("payment.unknown", Changes(charging=False, payment_status=PaymentStatus.UNKNOWN))
-    elif order.payment_status is not PaymentStatus.UNKNOWN:
-        changes = Changes(
-            status=Status.PAYMENT_PROCESSING,
-            charging=True,
-            charge_started_at=draft.now,
-            processing_started_at=order.processing_started_at or draft.now,
-        )
-        _start_attempt(draft, "charge", "payment.started", changes, key_prefix)
-
-
-def _start_attempt(draft: Draft, action: str, type: str, changes: Changes, key_prefix: str) -> None:
-    order = draft.order
-    number = order.attempts + 1
-    draft.change(type, replace(changes, attempts=number))
-    draft.attempts += (
-        Attempt(
-            order_id=order.order_id,
-            number=number,
-            action=action,
-            gateway_key=gateway_key(order.order_id, order.generation, key_prefix),
-            amount_minor=order.total_minor,
-            currency=order.currency,
-            started_at=draft.now,
-        ),
-    )
-
-
-#: The answers of a gateway that leave nothing open.
-_DEFINITE = frozenset({PaymentOutcome.SUCCEEDED, PaymentOutcome.DECLINED})
-
-
-def _record_payment(draft: Draft, job: Job, command: RecordPayment) -> None:
-    order = draft.order
-    failures = job.failures + command.counts
-    if order.payment_status is PaymentStatus.UNKNOWN and command.outcome not in _DEFINITE:
-        # Only the gateway's yes or no settles what is unknown; anything less leaves it so.
-        _reschedule(draft, job, command.retry_in, failures)
-        return
-    if command.outcome is PaymentOutcome.NOT_SENT:
-        _release(draft, job, command.retry_in)
-        return
-    draft.end_attempt(command.outcome, command.reference, command.error)
-    match command.outcome:
-        case PaymentOutcome.SUCCEEDED:
-            _paid(draft, job, command.lease)
-        case PaymentOutcome.UNKNOWN:
-            changes = Changes(charging=False, payment_status=PaymentStatus.UNKNOWN, last_error=command.error)
-            draft.change("payment.unknown", changes)
-            _reschedule(draft, job, command.retry_in, failures)
-        case PaymentOutcome.UNAVAILABLE if failures < command.failures_max:
-            changes = Changes(charging=False, payment_status=PaymentStatus.PENDING, last_error=command.error)
-            draft.change("payment.unavailable", changes)
-            _reschedule(draft, job, command.retry_in, failures)
-        case _:
-            # A definite decline uses its key up; after mere unavailability the next try keeps the same key.
-            declined = command.outcome is PaymentOutcome.DECLINED
-            changes = Changes(
-                status=Status.PAYMENT_FAILED,
-                payment_status=PaymentStatus.DECLINED,
-                charging=False,
-                generation=order.generation + declined,
-                last_error=command.error,
-            )
-            draft.change("payment.failed", changes)
-            draft.job = None
-
-
-def _paid(draft: Draft, job: Job, lease: int) -> None:
-    changes = Changes(status=Status.CONFIRMED, payment_status=PaymentStatus.PAID, charging=False, last_error=None)
-    if draft.order.stages is Stages.PAYMENT:
-        draft.change("payment.succeeded", replace(changes, completed_at=draft.now))
-        draft.job = None
-        return
-    draft.change("payment.succeeded", changes)
-    if lease:
-        draft.start_fulfilment()
-    draft.next_job(JobKind.FULFIL)
-    if lease and draft.job is not None:
-        draft.job = replace(draft.job, holder=job.holder, claims=1, due_at=draft.now + lease)
-
-
-def _reschedule(draft: Draft, job: Job, retry_in: int, failures: int) -> None:
-    draft.job = replace(job, holder=None, due_at=draft.now + retry_in, claims=0, failures=failures)
-
-
 def _record_fulfilment(draft: Draft, job: Job, command: RecordFulfilment) -> None:
     failures = job.failures + 1
     if command.outcome is FulfilmentOutcome.DONE:
-        changes = Changes(status=Status.COMPLETED, completed_at=draft.now, last_error=None)
-        draft.change("order.completed", changes)
-        draft.job = None
+        draft.complete()
     elif command.outcome is FulfilmentOutcome.TAKEN:
         draft.change("fulfilment.taken", Changes(last_error=None))
-        draft.next_job(JobKind.REPORT)
-        assert draft.job is not None
-        due_at = NEVER if command.report_in is None else draft.now + command.report_in
-        draft.job = replace(draft.job, due_at=due_at)
+        draft.go_on(JobKind.REPORT, NEVER if command.report_in is None else draft.now + command.report_in)
     elif command.outcome is FulfilmentOutcome.UNAVAILABLE and failures < command.failures_max:
         draft.change("fulfilment.unavailable", Changes(last_error=command.error))
-        _reschedule(draft, job, command.retry_in, failures)
+        draft.try_later(job, command.retry_in, failures)
     else:
         draft.change("fulfilment.failed", Changes(status=Status.FAILED, last_error=command.error))
-        draft.job = None
-
-
-def _record_refund(draft: Draft, job: Job, command: RecordRefund) -> None:
-    draft.end_attempt(command.outcome, command.reference, command.error)
-    if command.outcome is PaymentOutcome.SUCCEEDED:
-        changes = Changes(charging=False, payment_status=PaymentStatus.REFUNDED, last_error=None)
-        draft.change("refund.succeeded", changes)
-        draft.job = None
-    else:
-        draft.change("refund.unavailable", Changes(charging=False, last_error=command.error))
-        _reschedule(draft, job, command.retry_in, job.failures + 1)
-
-
-def _release(draft: Draft, job: Job, retry_in: int) -> None:
-    if draft.order.charging:
-        draft.end_attempt(PaymentOutcome.NOT_SENT, None, None)
-        draft.change("payment.postponed", Changes(charging=False))
-    draft.job = replace(job, holder=None, due_at=draft.now + retry_in, claims=job.claims - 1)
+        draft.go_on(None)
 
 
 def _fail_job(draft: Draft, job: Job, command: FailJob) -> None:
     # `charging` stays: if a call may have gone out, the next claim finds the open intent and settles it first.
     draft.change("job.failed", Changes(last_error=command.error))
-    draft.job = replace(job, holder=None, due_at=draft.now + command.retry_in, failures=job.failures + 1)
+    draft.try_later(job, command.retry_in, job.failures + 1, claims=job.claims)
 
 
 def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentOutcome.UNKNOWN) -> None:
+    if job.kind is JobKind.REFUND:
+        refunds.park(draft, error, outcome)
+        return
     changes = Changes(last_error=error)
     if draft.order.charging:
         draft.end_attempt(outcome, None, error)
@@ -347,3 +263,5 @@ def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentO
             changes = replace(changes, payment_status=PaymentStatus.UNKNOWN)
     draft.change("job.parked", changes)
     draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)
+    if any(refund.status is RefundStatus.PENDING for refund in draft.refunds.values()):
+        draft.money_first(JobKind.REFUND)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -30,7 +30,33 @@ EVENTS: Mapping[str, EventWord] = {
         "The gateway is about to be asked to charge; `attempt` counts the calls.",
         ("status", "attempt", "processing_started_at"),
     ),
-    "payment.succeeded": EventWord("It is paid.", ("status", "payment_status", "completed_at", "last_error")),
+    "payment.action_required": EventWord(
+        "The customer must confirm the payment; the order says how, in `payment_action`.",
+        ("payment_status", "last_error"),
+    ),
+    "payment.authorized": EventWord(
+        "The money is reserved; it is captured when the order is completed.",
+        ("status", "payment_status", "authorized_minor", "last_error"),
+    ),
+    "payment.succeeded": EventWord(
+        "It is paid.", ("status", "payment_status", "captured_minor", "completed_at", "last_error")
+    ),
+    "payment.expired": EventWord(
+        "What was reserved is gone at the gateway; a retry charges it anew.", ("payment_status", "last_error")
+    ),
+    "payment.voided": EventWord("What was reserved is let go of.", ("payment_status", "last_error")),
+    "payment.disputed": EventWord("The customer disputes the payment.", ("last_error", "reference")),
+    "payment.contradicted": EventWord(
+        "The gateway says something that cannot be: look it up there.", ("last_error", "reference")
+    ),
+    "capture.started": EventWord(
+        "The gateway is about to be asked to capture; `attempt` counts the calls.", ("attempt",)
+    ),
+    "capture.unavailable": EventWord("The capture is not made yet; it is tried again.", ("last_error",)),
+    "void.started": EventWord(
+        "The gateway is about to be asked to void; `attempt` counts the calls.", ("attempt",)
+    ),
+    "void.unavailable": EventWord("The void is not made yet; it is tried again.", ("last_error",)),
     "payment.failed": EventWord(
         "The charge was declined, or the last try was in vain.", ("status", "payment_status", "last_error")
     ),
@@ -55,16 +81,24 @@ EVENTS: Mapping[str, EventWord] = {
     "order.completed": EventWord("It is done.", ("status", "completed_at", "last_error", "reference")),
     "order.cancelled": EventWord(
         "It was cancelled; what was charged goes back.",
-        ("status", "payment_status", "completed_at", "cancelled_at"),
+        ("status", "payment_status", "refunding_minor", "completed_at", "cancelled_at", "last_error"),
     ),
     "refund.started": EventWord(
         "The gateway is about to be asked to refund; `attempt` counts the calls.", ("attempt",)
     ),
-    "refund.succeeded": EventWord("The money is back.", ("payment_status", "last_error")),
+    "refund.requested": EventWord(
+        "Somebody asked for a part or all of it back; `refund` is the number of the refund.",
+        ("refund", "refunding_minor"),
+    ),
+    "refund.succeeded": EventWord(
+        "The money is back.",
+        ("refund", "payment_status", "refunded_minor", "refunding_minor", "last_error", "reference"),
+    ),
     "refund.unavailable": EventWord("The refund is not made yet; it is tried again.", ("last_error",)),
     "job.failed": EventWord("A worker failed at it in a way that nobody foresaw.", ("last_error",)),
     "job.parked": EventWord(
-        "It is set aside until somebody looks at it; `last_error` says why.", ("payment_status", "last_error")
+        "It is set aside until somebody looks at it; `last_error` says why.",
+        ("payment_status", "refund", "last_error"),
     ),
     "job.revived": EventWord("Somebody has taken it up again.", ("last_error",)),
     "command.refused": EventWord(
@@ -83,7 +117,10 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """The data of every later event: the fields of the order that it changed."""
+    """The data of every later event: the fields of the order that it changed.
+
+    The amounts are there where they are not what the payment status says by itself (`evolve`).
+    """
 
     status: Status | UnsetType = UNSET
     payment_status: PaymentStatus | UnsetType = UNSET
@@ -91,12 +128,20 @@ class Changes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults
     generation: int | UnsetType = UNSET
     attempts: int | UnsetType = UNSET
     charge_started_at: int | None | UnsetType = UNSET
+    authorized_minor: int | UnsetType = UNSET
+    captured_minor: int | UnsetType = UNSET
+    refunded_minor: int | UnsetType = UNSET
+    refunding_minor: int | UnsetType = UNSET
+    refunds: int | UnsetType = UNSET
+    payment_action: str | None | UnsetType = UNSET
+    action_expires_at: int | None | UnsetType = UNSET
     processing_started_at: int | None | UnsetType = UNSET
     completed_at: int | None | UnsetType = UNSET
     cancelled_at: int | None | UnsetType = UNSET
     last_error: str | None | UnsetType = UNSET
-    #: No field of the order: the name that whoever carried it out has for it.
+    #: No fields of the order: the name that the other side has for what it did, and the refund that it is about.
     reference: str | UnsetType = UNSET
+    refund: int | UnsetType = UNSET
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -121,12 +166,13 @@ def event_data(type: str, text: str) -> Placed | Changes:
 def replay(events: Iterable[Event]) -> Order | None:
     """Return the order that these events (all of one order, by number) add up to; None once it is deleted.
 
-    It has no payment token: whoever reads a history, or the archive, must not find what can be charged.
+    It has no payment token, and no secret of an action: whoever reads a history, or the archive, must not find
+    what can be charged (`without_secrets`).
     """
     order: Order | None = None
     for event in events:
         if isinstance(event.data, Placed):
-            order = replace(event.data.order, payment_token=None)
+            order = without_secrets(event.data.order)
         elif event.type == "order.deleted":
             order = None
         elif order is not None:
@@ -135,10 +181,40 @@ def replay(events: Iterable[Event]) -> Order | None:
 
 
 #: The fields of an order that events change.
-CHANGEABLE = tuple(name for name in Changes.__struct_fields__ if name != "reference")
+CHANGEABLE = tuple(name for name in Changes.__struct_fields__ if name not in ("reference", "refund"))
 
 
 def evolve(order: Order, number: int, at: int, data: Changes) -> Order:
     """Return `order` after the event `number` that happened `at` and changed `data`."""
     changed = {name: value for name in CHANGEABLE if (value := getattr(data, name)) is not UNSET}
+    if data.payment_status is not UNSET:
+        changed = _implied(order, data.payment_status) | changed
     return replace(order, version=number, updated_at=at, **changed)
+
+
+def _implied(order: Order, paid: PaymentStatus) -> dict[str, Any]:
+    """Return the amounts that a payment status implies: most payments are of the whole, and given back whole."""
+    if paid is PaymentStatus.PAID:
+        return {"authorized_minor": order.total_minor, "captured_minor": order.total_minor}
+    if paid is PaymentStatus.AUTHORIZED:
+        return {"authorized_minor": order.total_minor}
+    if paid is PaymentStatus.REFUND_PENDING:
+        return {"refunding_minor": order.captured_minor - order.refunded_minor, "refunds": order.refunds + 1}
+    if paid is PaymentStatus.REFUNDED:
+        return {"refunded_minor": order.captured_minor, "refunding_minor": 0}
+    return {}
+
+
+def told_action(action: str | None) -> str | None:
+    """Return what the customer must do as the history has it: without a secret."""
+    if action is None:
+        return None
+    told = {name: value for name, value in msgspec.json.decode(action).items() if name != "client_secret"}
+    return msgspec.json.encode(told).decode()
+
+
+def without_secrets(order: Order) -> Order:
+    """Return the order as its history has it."""
+    if order.payment_token is None and order.payment_action is None:
+        return order
+    return replace(order, payment_token=None, payment_action=told_action(order.payment_action))

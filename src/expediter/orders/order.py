@@ -17,6 +17,8 @@ QUANTITY_MAX = 1_000_000
 
 #: One second, in the unit of every time here.
 MICROSECONDS = 1_000_000
+#: The `then_due_at` of a job that is parked, and waits behind another one.
+PARKED = -1
 #: The `due_at` of a parked job: past every clock, so that no search for due jobs meets it.
 NEVER = 1 << 62
 
@@ -56,11 +58,17 @@ class PaymentStatus(StrEnum):
     NOT_REQUIRED = "not_required"
     PENDING = "pending"
     UNKNOWN = "unknown"
+    #: The customer must confirm it (3-D Secure and the like).
+    ACTION_REQUIRED = "action_required"
+    #: Reserved, and captured when the order is completed.
+    AUTHORIZED = "authorized"
     PAID = "paid"
     DECLINED = "declined"
+    #: Cancelled, and not everything is back yet.
     REFUND_PENDING = "refund_pending"
+    PARTIALLY_REFUNDED = "partially_refunded"
     REFUNDED = "refunded"
-    #: Cancelled before anything was charged.
+    #: Cancelled before anything was charged, or what was reserved is let go of, or has expired.
     VOIDED = "voided"
 
 
@@ -99,6 +107,10 @@ class JobKind(StrEnum):
     FULFIL = "fulfil"
     #: It was handed over: due when the report of whoever carries it out is late, and never where that has no end.
     REPORT = "report"
+    #: What was reserved is taken, now that the order is completed.
+    CAPTURE = "capture"
+    #: What was reserved, or waits for its customer, is let go of.
+    VOID = "void"
     REFUND = "refund"
 
 
@@ -106,6 +118,9 @@ class PaymentOutcome(StrEnum):
     """What became of one call to the gateway."""
 
     SUCCEEDED = "succeeded"
+    AUTHORIZED = "authorized"
+    ACTION_REQUIRED = "action_required"
+    VOIDED = "voided"
     DECLINED = "declined"
     UNAVAILABLE = "unavailable"
     UNKNOWN = "unknown"
@@ -130,6 +145,10 @@ class Order(msgspec.Struct, frozen=True, gc=False):
     intent to charge (or refund) and its recorded outcome. `generation` counts the gateway keys that a definite
     decline has used up; `attempts` counts the calls to the gateway, `charge_started_at` is when the latest charge
     was stored as intended: the gateway cannot have forgotten its key before that and its key window have passed.
+
+    Of the amounts, `captured_minor` was taken, `refunded_minor` given back, and `refunding_minor` is to be given
+    back. `refunds` counts its refunds. `payment_action` is JSON text: what the customer must do, until
+    `action_expires_at`.
     """
 
     order_id: str
@@ -154,21 +173,44 @@ class Order(msgspec.Struct, frozen=True, gc=False):
     attempts: int = 0
     charge_started_at: int | None = None
     last_error: str | None = None
+    authorized_minor: int = 0
+    captured_minor: int = 0
+    refunded_minor: int = 0
+    refunding_minor: int = 0
+    refunds: int = 0
+    payment_action: str | None = None
+    action_expires_at: int | None = None
 
     @property
     def at_rest(self) -> bool:
         """Nothing more will happen to it unasked."""
-        if self.payment_status in (PaymentStatus.REFUND_PENDING, PaymentStatus.UNKNOWN):
+        paid = self.payment_status
+        if paid in _MOVING or self.refunding_minor:
             return False
-        return self.status in _REST or (self.status is Status.CONFIRMED and self.stages is Stages.PAYMENT)
+        if self.status is Status.COMPLETED or (self.status is Status.CONFIRMED and self.stages is Stages.PAYMENT):
+            return paid not in _OWING
+        if self.status is Status.CANCELLED:
+            return paid is not PaymentStatus.AUTHORIZED
+        return self.status is Status.PAYMENT_FAILED or self.status is Status.FAILED
 
     @property
-    def money_in_flight(self) -> bool:
-        """A charge or refund was asked for and has no outcome yet."""
-        return self.charging or self.payment_status in (PaymentStatus.UNKNOWN, PaymentStatus.REFUND_PENDING)
+    def charge_open(self) -> bool:
+        """A charge was asked for and has no outcome yet: nobody can say whether there is money to return."""
+        if self.charging and self.payment_status is PaymentStatus.PENDING:
+            return True
+        return self.payment_status is PaymentStatus.UNKNOWN
+
+    @property
+    def charged_late(self) -> bool:
+        """It is charged again beside its road, because what was reserved had expired."""
+        return self.status in PAST_PAYMENT and self.payment_status in _UNPAID
 
 
-_REST = frozenset({Status.PAYMENT_FAILED, Status.FAILED, Status.COMPLETED, Status.CANCELLED})
+_MOVING = frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.UNKNOWN, PaymentStatus.ACTION_REQUIRED})
+#: An order at the end of its road has its money; one that has not is unfinished.
+_OWING = frozenset({PaymentStatus.AUTHORIZED, PaymentStatus.VOIDED, PaymentStatus.DECLINED, PaymentStatus.PENDING})
+PAST_PAYMENT = frozenset({Status.CONFIRMED, Status.PROCESSING, Status.COMPLETED, Status.FAILED})
+_UNPAID = frozenset({PaymentStatus.PENDING, PaymentStatus.UNKNOWN, PaymentStatus.ACTION_REQUIRED})
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
@@ -177,6 +219,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     `due_at` is when it may next be claimed: its schedule, or the end of the lease while `holder` has it. `fence`
     grows with every claim and every takeover. `claims` counts claims since the last recorded outcome, `failures`
     the recorded failures that lead to back-off. A parked job has `dead_at`.
+
+    Money goes first: behind a job to refund, or to charge again, waits what the order's road needs next, of
+    `then_kind` and due at `then_due_at` (PARKED: it is parked).
     """
 
     kind: JobKind
@@ -187,6 +232,44 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     claims: int = 0
     failures: int = 0
     dead_at: int | None = None
+    then_kind: JobKind | None = None
+    then_due_at: int | None = None
+
+
+class RefundStatus(StrEnum):
+    """Where a refund is."""
+
+    PENDING = "pending"
+    #: It waits for a person: the gateway refuses it, or nobody could find out what became of it.
+    PARKED = "parked"
+    SUCCEEDED = "succeeded"
+    #: It was not made; another one has taken its place.
+    FAILED = "failed"
+
+
+class OrderRefund(msgspec.Struct, frozen=True, gc=False):
+    """A refund of a part or all of an order, as its row holds it; numbers count from 1 in each order.
+
+    `generation` counts the keys at the gateway that a definite refusal has used up. One `by_hand` was made
+    outside.
+    """
+
+    order_id: str
+    number: int
+    amount_minor: int
+    status: RefundStatus
+    requested_at: int
+    reason: str | None = None
+    by_hand: bool = False
+    generation: int = 1
+    reference: str | None = None
+    error: str | None = None
+    settled_at: int | None = None
+
+    @property
+    def open(self) -> bool:
+        """It is not settled: its amount is set aside."""
+        return self.status is RefundStatus.PENDING or self.status is RefundStatus.PARKED
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -194,7 +277,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 
     order_id: str
     number: int
-    action: str  # "charge" or "refund"
+    action: str  # "charge", "capture", "void" or "refund"
     gateway_key: str
     amount_minor: int
     currency: str
@@ -228,3 +311,10 @@ def gateway_key(order_id: str, generation: int, prefix: str = "") -> str:
     """
     name = f"{order_id}:{generation}"
     return str(uuid.uuid5(_KEY_NAMESPACE, f"{prefix}:{name}" if prefix else name))
+
+
+def refund_key(payment_key: str, refund: OrderRefund) -> str:
+    """Return the idempotency key under which the gateway sees this refund."""
+    number = "" if refund.number == 1 else f"-{refund.number}"
+    again = "" if refund.generation == 1 else f".{refund.generation}"
+    return f"{payment_key}-refund{number}{again}"

@@ -16,7 +16,7 @@ from expediter.orders.order import MICROSECONDS, JobKind
 
 #: The breaker that stands before the payment gateway, and the jobs that it holds back while it is open.
 PAYMENT_BREAKER = "payment"
-GATEWAY_KINDS = frozenset({JobKind.CHARGE, JobKind.REFUND})
+GATEWAY_KINDS = frozenset({JobKind.CHARGE, JobKind.CAPTURE, JobKind.VOID, JobKind.REFUND})
 #: The longest possible delay before the first retry, in microseconds.
 BACKOFF_BASE = 1 * MICROSECONDS
 #: No delay is longer, in microseconds.

@@ -29,7 +29,8 @@ from expediter.payments.port import (
 
 #: `GET ?key=` answers for as long as the gateway keeps a payment, so nothing is forgotten soon.
 KEY_WINDOW_SECONDS = 365 * 86_400.0
-#: Characters of the address or the secret of what a customer must do; a payment with a longer one counts as unknown.
+#: Characters of the address or the secret of what a customer must do; a payment with a longer one counts as
+#: unknown.
 ACTION_CHARACTERS_MAX = 2_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -30,8 +30,8 @@ class RefundState(StrEnum):
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
     """A charge to make. `key` is the same however often it has to be asked for; amounts are whole minor units.
 
-    Without `capture` the money is only reserved: `PaymentGateway.capture` takes it, `PaymentGateway.void` lets it go.
-    `return_url` is where a customer who had to act is sent afterwards.
+    Without `capture` the money is only reserved: `PaymentGateway.capture` takes it, `PaymentGateway.void` lets it
+    go. `return_url` is where a customer who had to act is sent afterwards.
     """
 
     key: str
@@ -47,8 +47,9 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the customer must do before the gateway takes the money: 3-D Secure and the like.
 
-    `type` is "redirect" with a `url` to send the customer to, or "client_secret" with what the shop's page hands to
-    the gateway's own script. `expires_at` is until when, in microseconds since 1970; None: the gateway has not said.
+    `type` is "redirect" with a `url` to send the customer to, or "client_secret" with what the shop's page hands
+    to the gateway's own script. `expires_at` is until when, in microseconds since 1970; None: the gateway has not
+    said.
     """
 
     type: str
@@ -60,8 +61,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway knows of a charge; `reference` is its own name for it.
 
-    `action` is there while the state is ACTION_REQUIRED. `key`, `order_id` and `created_at` (microseconds since 1970)
-    are for payments that were not asked for by their key: in lists and callbacks.
+    `action` is there while the state is ACTION_REQUIRED. `key`, `order_id` and `created_at` (microseconds since
+    1970) are for payments that were not asked for by their key: in lists and callbacks.
     """
 
     reference: str
@@ -114,7 +115,7 @@ class PaymentGateway(Protocol):
         """Return the charge made under this key, None if the gateway knows of none."""
 
     async def capture(self, key: str, amount_minor: int) -> Payment:
-        """Take what was reserved under this key; said again, it changes nothing. A reservation that is gone is VOIDED."""
+        """Take what was reserved under this key; said again, it changes nothing. What is gone is VOIDED."""
 
     async def void(self, key: str) -> Payment:
         """Let go of what was reserved under this key, or of a payment that waits for its customer.

@@ -34,7 +34,8 @@ class AtOnce:
 def load_gateway(named: str, *, reserving: bool) -> PaymentGateway:
     """Return an instance of what `package.module:Name` names, made without arguments.
 
-    With `reserving` it must be able to capture and to void, too. Raises ConfigurationError if it cannot be imported or made, or lacks what the port has (payments/port.py).
+    With `reserving` it must be able to capture and to void, too. Raises ConfigurationError if it cannot be
+    imported or made, or lacks what the port has (payments/port.py).
     """
     module_name, _, name = named.partition(":")
     where = f"PAYMENT_GATEWAY=python:{named}"
@@ -50,11 +51,15 @@ def load_gateway(named: str, *, reserving: bool) -> PaymentGateway:
         raise ConfigurationError(f"{where}: {error}") from error
     except TypeError as error:
         raise ConfigurationError(f"{where} cannot be made without arguments: {error}") from error
-    missing = [call for call in (*_CALLS, *_RESERVING) if not inspect.iscoroutinefunction(getattr(made, call, None))]
+    missing = [
+        call for call in (*_CALLS, *_RESERVING) if not inspect.iscoroutinefunction(getattr(made, call, None))
+    ]
     if missing and missing[0] in _CALLS:
         raise ConfigurationError(f"{where} has no `async def {missing[0]}`: see expediter.payments.PaymentGateway")
     if missing and reserving:
-        raise ConfigurationError(f"{where} has no `async def {missing[0]}`, which PAYMENT_CAPTURE=on_completion needs")
+        raise ConfigurationError(
+            f"{where} has no `async def {missing[0]}`, which PAYMENT_CAPTURE=on_completion needs"
+        )
     if not isinstance(getattr(made, "name", None), str):
         raise ConfigurationError(f"{where} has no `name`, a text that people read")
     window = getattr(made, "key_window_seconds", None)

@@ -54,7 +54,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Account(msgspec.Struct):
-    """What a ledger says of one payment: what was reserved or charged, what was taken, and each refund by its key."""
+    """What a ledger says of one payment: what was reserved or charged, what was taken, each refund by its key."""
 
     amount_minor: int
     currency: str
@@ -210,7 +210,9 @@ class SimulatedGateway:
             account = self._account(accounts, key)
             if account.state is PaymentState.AUTHORIZED:
                 if not 0 < amount_minor <= account.amount_minor:
-                    raise PaymentDeclined(f"{amount_minor} of {account.amount_minor} cannot be captured (simulated)")
+                    raise PaymentDeclined(
+                        f"{amount_minor} of {account.amount_minor} cannot be captured (simulated)"
+                    )
                 self._enter(LedgerEntry("capture", key, amount_minor, account.currency))
             return _payment(key, account)
 

@@ -64,7 +64,7 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         command = RecordRefusal(order_id=self.order_id, error=f"A queued command was refused: {reason}")
         return Request(command, self.key, self._word, incarnation=self.incarnation)
 
-    def _word(self, order: object, lines: object) -> Answer:
+    def _word(self, applied: object) -> Answer:
         return self.answer or Answer(202, {}, "")
 
     def other_order(self, kept: Answer) -> str | None:

@@ -13,8 +13,15 @@ from expediter.orders.events import Event, event_data
 from expediter.orders.laws import Dossier
 from expediter.orders.order import is_order_id
 from expediter.store import schema
-from expediter.store.rows import count_job, count_order, lines_by_order, read_attempt, read_order_and_job
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
+from expediter.store.rows import (
+    count_job,
+    count_order,
+    lines_by_order,
+    read_attempt,
+    read_order_and_job,
+    read_refund,
+)
+from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, REFUNDS, among
 
 #: Orders, keys or rows of another table that are read at once.
 ROWS_PER_LOOK = 500
@@ -71,6 +78,7 @@ async def orders(connection: Connection, after: str, total: dict[str, int]) -> R
     lines = lines_by_order(await connection.fetch(LINES, ids=ids), ids)
     events = _grouped(await connection.fetch(_EVENTS, ids=ids), 1)
     attempts = _grouped(await connection.fetch(_ATTEMPTS, ids=ids), 0)
+    refunds = _grouped(await connection.fetch(REFUNDS, ids=ids), 0)
     dossiers, unreadable, positions = [], {}, {}
     for row in rows:
         order_id = row[0]
@@ -85,6 +93,7 @@ async def orders(connection: Connection, after: str, total: dict[str, int]) -> R
                     lines[order_id],
                     [_event(event) for event in history],
                     [read_attempt(attempt) for attempt in attempts[order_id]],
+                    [read_refund(refund) for refund in refunds[order_id]],
                 )
             )
         except (OrderUnreadable, ValueError) as error:  # msgspec's errors are of the last kind
@@ -166,6 +175,7 @@ _ORPHANS = {
     "jobs": _orphans("jobs", deleted_too=False),
     "order_lines": _orphans("order_lines", deleted_too=False),
     "payment_attempts": _orphans("payment_attempts", deleted_too=True),
+    "refunds": _orphans("refunds", deleted_too=True),
     "events": _orphans("events", deleted_too=True),
 }
 

@@ -34,7 +34,7 @@ _CALLED_FOR = (
 )
 _BELONGINGS = tuple(
     delete(table).where(among(table.c.order_id))
-    for table in (schema.payment_attempts, schema.order_lines, schema.events)
+    for table in (schema.payment_attempts, schema.refunds, schema.order_lines, schema.events)
 )
 # What deleted orders have left behind.
 _STRAYS = tuple(
@@ -45,6 +45,7 @@ _STRAYS = tuple(
     for table, at in (
         (schema.events, schema.events.c.at),
         (schema.payment_attempts, schema.payment_attempts.c.started_at),
+        (schema.refunds, schema.refunds.c.requested_at),
     )
 )
 _CLOSE_BREAKER = update(schema.circuit_breakers).values(

@@ -34,7 +34,15 @@ def _first_due(kind: JobKind, *condition: ColumnElement[bool]) -> ScalarSelect[i
 
 
 #: What is furthest along goes first, so that a flood of new orders does not hold up those under way.
-KINDS = (JobKind.FULFIL, JobKind.REFUND, JobKind.CONFIRM, JobKind.CHARGE, JobKind.REPORT)
+KINDS = (
+    JobKind.FULFIL,
+    JobKind.CAPTURE,
+    JobKind.VOID,
+    JobKind.REFUND,
+    JobKind.CONFIRM,
+    JobKind.CHARGE,
+    JobKind.REPORT,
+)
 #: Of each kind, when its first job is or was due: each is one look into an index.
 FIRST_DUE = select(*(_first_due(kind) for kind in KINDS))
 #: The same of what is not due yet.

@@ -13,8 +13,10 @@ from expediter.orders.order import (
     JobKind,
     Line,
     Order,
+    OrderRefund,
     PaymentOutcome,
     PaymentStatus,
+    RefundStatus,
     Stages,
     Status,
 )
@@ -51,6 +53,13 @@ ORDER_CHANGES = (
     "attempts",
     "charge_started_at",
     "last_error",
+    "authorized_minor",
+    "captured_minor",
+    "refunded_minor",
+    "refunding_minor",
+    "refunds",
+    "payment_action",
+    "action_expires_at",
 )
 
 _STATUS = {status.value: status for status in Status}
@@ -65,6 +74,8 @@ _ORDER_WIDTH = len(_ORDER_COLUMNS)
 _CREATED_AT = _ORDER_COLUMNS.index("created_at")
 #: The flags, counted from the first column after the customer's id.
 _PRICED, _CHARGING = (_ORDER_COLUMNS.index(name) - 6 for name in ("priced", "charging"))
+#: Where a job's second kind is, counted from the first field after its kind.
+_THEN_KIND = Job.__struct_fields__.index("then_kind") - 1
 _changes = itemgetter(*map(_ORDER_COLUMNS.index, (*ORDER_CHANGES, "order_id")))
 
 
@@ -107,6 +118,13 @@ def order_row(order: Order) -> Row:
         order.attempts,
         order.charge_started_at,
         order.last_error,
+        order.authorized_minor,
+        order.captured_minor,
+        order.refunded_minor,
+        order.refunding_minor,
+        order.refunds,
+        order.payment_action,
+        order.action_expires_at,
     )
 
 
@@ -142,6 +160,8 @@ def read_orders(rows: Iterable[Row]) -> list[Order | OrderUnreadable]:
 def job_row(order_id: str, job: Job) -> Row:
     """Return the row of an order's job."""
     kind, *more = astuple(job)
+    if job.then_kind is not None:
+        more[_THEN_KIND] = job.then_kind._value_
     return (order_id, kind._value_, *more)
 
 
@@ -153,9 +173,13 @@ def read_order_and_job(row: Row) -> tuple[Order, Job | None]:
 
 def read_job(row: Row) -> Job:
     """Return the job that a row of `jobs` holds. Raises OrderUnreadable."""
-    if row[1] not in _KIND:
-        raise OrderUnreadable(row[0], None, f"a job to {row[1]}")
-    return Job(_KIND[row[1]], *row[2:])
+    order_id, kind, *more = row
+    then = more[_THEN_KIND]
+    if kind not in _KIND or (then is not None and then not in _KIND):
+        raise OrderUnreadable(order_id, None, f"a job to {kind}, then to {then}")
+    if then is not None:
+        more[_THEN_KIND] = _KIND[then]
+    return Job(_KIND[kind], *more)
 
 
 def attempt_row(attempt: Attempt) -> Row:
@@ -168,6 +192,20 @@ def read_attempt(row: Row) -> Attempt:
     attempt = Attempt(*row)
     outcome = attempt.outcome
     return attempt if outcome is None else replace(attempt, outcome=PaymentOutcome(outcome))
+
+
+def refund_row(refund: OrderRefund) -> Row:
+    """Return the row of a refund."""
+    order_id, number, amount_minor, status, requested_at, reason, by_hand, *more = astuple(refund)
+    return (order_id, number, amount_minor, status._value_, requested_at, reason, int(by_hand), *more)
+
+
+def read_refund(row: Row) -> OrderRefund:
+    """Return the refund that a row of `refunds` holds. Raises ValueError for a status of a newer version."""
+    order_id, number, amount_minor, status, requested_at, reason, by_hand, *more = row
+    return OrderRefund(
+        order_id, number, amount_minor, RefundStatus(status), requested_at, reason, bool(by_hand), *more
+    )
 
 
 def line_row(order_id: str, line: Line) -> Row:

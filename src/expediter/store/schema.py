@@ -54,7 +54,22 @@ orders = Table(
     Column("attempts", Integer, nullable=False),
     Column("charge_started_at", BigInteger),
     Column("last_error", Text),
+    Column("authorized_minor", BigInteger, nullable=False, server_default="0"),
+    Column("captured_minor", BigInteger, nullable=False, server_default="0"),
+    Column("refunded_minor", BigInteger, nullable=False, server_default="0"),
+    Column("refunding_minor", BigInteger, nullable=False, server_default="0"),
+    Column("refunds", Integer, nullable=False, server_default="0"),
+    Column("payment_action", Text),
+    Column("action_expires_at", BigInteger),
     CheckConstraint("total_minor >= 0", name="orders_total_not_negative"),
+    CheckConstraint(
+        "captured_minor >= 0 AND captured_minor <= authorized_minor AND authorized_minor <= total_minor",
+        name="orders_captured_was_authorized",
+    ),
+    CheckConstraint(
+        "refunded_minor >= 0 AND refunding_minor >= 0 AND refunded_minor + refunding_minor <= captured_minor",
+        name="orders_refunded_was_captured",
+    ),
     CheckConstraint("version >= 1", name="orders_version_counts_from_one"),
     Index("orders_by_age", "created_at", "order_id"),
     Index("orders_by_status", "status", "created_at", "order_id"),
@@ -144,6 +159,9 @@ jobs = Table(
     Column("claims", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("dead_at", BigInteger),
+    #: What the order's road needs next, while its money goes first.
+    Column("then_kind", String(16)),
+    Column("then_due_at", BigInteger),
     Index("jobs_by_due", "kind", "due_at"),
     **_MYSQL,
 )
@@ -163,6 +181,26 @@ payment_attempts = Table(
     Column("outcome", String(16)),
     Column("reference", String(128)),
     Column("error", Text),
+    sqlite_with_rowid=False,
+    **_MYSQL,
+)
+
+#: Every refund, from when it is asked for; how it goes is in `payment_attempts`.
+refunds = Table(
+    "refunds",
+    metadata,
+    Column("order_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("reason", Text),
+    Column("by_hand", SmallInteger, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("reference", String(128)),
+    Column("error", Text),
+    Column("settled_at", BigInteger),
+    CheckConstraint("amount_minor > 0", name="refunds_amount_positive"),
     sqlite_with_rowid=False,
     **_MYSQL,
 )

@@ -37,5 +37,15 @@ JOBS = select(schema.jobs).where(among(schema.jobs.c.order_id))
 # In no order: asked for one, PostgreSQL may walk the whole index in it until it has its statistics.
 LINES = select(schema.order_lines).where(among(schema.order_lines.c.order_id))
 DELETED_ORDERS = select(schema.deleted_orders.c.order_id).where(among(schema.deleted_orders.c.order_id))
+#: Every refund of these orders, by its number.
+REFUNDS = (
+    select(schema.refunds)
+    .where(among(schema.refunds.c.order_id))
+    .order_by(schema.refunds.c.order_id, schema.refunds.c.number)
+)
+#: Refunds that are not settled. Nobody changes one without the lock on its order.
+OPEN_REFUNDS = select(schema.refunds).where(
+    among(schema.refunds.c.order_id), schema.refunds.c.status.in_(["pending", "parked"])
+)
 #: The position of the newest event.
 FEED = select(schema.feed.c.position)

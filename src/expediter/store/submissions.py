@@ -8,7 +8,7 @@ import msgspec
 
 from expediter.errors import ExpediterError
 from expediter.orders.commands import Command
-from expediter.orders.order import Job, JobKind, Line, Order, Status
+from expediter.orders.order import Job, JobKind, Line, Order, OrderRefund, Status
 from expediter.orders.resilience import Breaker
 
 
@@ -29,7 +29,7 @@ class IdempotencyKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
-    """What became of one command: the order (as it was, if it is deleted), its job and its lines.
+    """What became of one command: the order (as it was, if it is deleted), its job, lines, and changed refunds.
 
     `lines` is empty unless the request asked for them. `answer` is the stored or newly made answer of a request
     with an idempotency key; `replayed` says that nothing was done now.
@@ -40,6 +40,7 @@ class Applied(msgspec.Struct, frozen=True, gc=False):
     lines: tuple[Line, ...] = ()
     answer: Answer | None = None
     replayed: bool = False
+    refunds: tuple[OrderRefund, ...] = ()
 
 
 class Replayed(msgspec.Struct, frozen=True, gc=False):
@@ -49,11 +50,15 @@ class Replayed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
-    """A job that is now leased to the claimant; `probe` marks the one call an open breaker lets through."""
+    """A job that is now leased to the claimant; `probe` marks the one call an open breaker lets through.
+
+    `refund` is what a job to refund is about.
+    """
 
     order: Order
     job: Job
     probe: bool = False
+    refund: OrderRefund | None = None
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
@@ -79,7 +84,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     command: Command
     key: IdempotencyKey | None = None
-    answer: Callable[[Order, tuple[Line, ...]], Answer] | None = None
+    answer: Callable[[Applied], Answer] | None = None
     with_lines: bool = False
     behind: tuple[str, ...] = ()
     placed: bool = False

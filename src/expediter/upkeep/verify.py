@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from expediter.backends.databases import Connection, Database
 from expediter.errors import ConfigurationError
 from expediter.orders.laws import Dossier, Verified, breaches
-from expediter.orders.order import Order, PaymentStatus, gateway_key
-from expediter.payments.simulated import LedgerEntry, read_ledger
+from expediter.orders.order import Order, PaymentStatus, RefundStatus, gateway_key, refund_key
+from expediter.payments.simulated import Account, read_ledger
 from expediter.store import audit
 from expediter.store.installation import read_key_prefix
 
@@ -121,10 +122,11 @@ class _Books:
         self._verified = verified
         self._before = self._read()
         self._unknown = set(self._before)
-        #: What must be in the books by the end: action and key, and whose.
-        self._expected: dict[tuple[str, str], str] = {}
+        #: What must be in the books by the end: payments, and refunds by the payment's key, and whose they are.
+        self._charges: dict[str, str] = {}
+        self._refunds: dict[tuple[str, str], str] = {}
 
-    def _read(self) -> dict[tuple[str, str], LedgerEntry]:
+    def _read(self) -> dict[str, Account]:
         try:
             return read_ledger(self._ledger)
         except (OSError, msgspec.MsgspecError) as error:
@@ -133,46 +135,66 @@ class _Books:
     def compare(self, dossier: Dossier) -> None:
         """Hold what the books had of an order against what it says."""
         order = dossier.order
-        status = order.payment_status
         now = gateway_key(order.order_id, order.generation, self._key_prefix)
         for generation in range(1, order.generation + 1):
             key = gateway_key(order.order_id, generation, self._key_prefix)
-            for action in ("charge", "refund"):
-                entry = self._before.get((action, key))
-                if entry is None:
-                    continue
-                self._unknown.discard((action, key))
-                if (entry.amount_minor, entry.currency) != (order.total_minor, order.currency):
-                    self._add(order, f"the gateway's {action} is about another amount")
-                if key != now:
-                    self._add(order, f"the gateway has a {action} under {key}, which was declined")
-        if order.charging or any(attempt.error == "settled by hand" for attempt in dossier.attempts):
+            account = self._before.get(key)
+            if account is None:
+                continue
+            self._unknown.discard(key)
+            if (account.amount_minor, account.currency) != (order.total_minor, order.currency):
+                self._add(order, "the gateway's charge is about another amount")
+            if key != now and account.captured_minor:
+                self._add(order, f"the gateway has a charge under {key}, which was declined")
+        if any(attempt.error == "settled by hand" for attempt in dossier.attempts):
             return
-        taken = status in (PaymentStatus.PAID, PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED)
-        if taken and ("charge", now) not in self._before:
-            self._expected["charge", now] = order.order_id
-        if status is PaymentStatus.REFUNDED and ("refund", now) not in self._before:
-            self._expected["refund", now] = order.order_id
-        if ("charge", now) in self._before and not taken and status is not PaymentStatus.UNKNOWN:
-            self._add(order, f"it is {status.value}, and the gateway has charged it under {now}")
-        if ("refund", now) in self._before and status is PaymentStatus.PAID:
-            self._add(order, f"it is paid, and the gateway has refunded it under {now}")
+        account = self._before.get(now)
+        if order.captured_minor and (account is None or not account.captured_minor):
+            self._charges[now] = order.order_id
+        if account is not None and account.captured_minor and not (order.captured_minor or _may_be_charged(order)):
+            self._add(order, f"it is {order.payment_status.value}, and the gateway has charged it under {now}")
+        self._compare_refunds(dossier, now, account)
+
+    def _compare_refunds(self, dossier: Dossier, now: str, account: Account | None) -> None:
+        there = {} if account is None else account.refunds
+        known: dict[str, int] = {}
+        for refund in dossier.refunds:
+            for generation in range(1, refund.generation + 1):
+                known[refund_key(now, replace(refund, generation=generation))] = refund.amount_minor
+            key = refund_key(now, refund)
+            if refund.status is RefundStatus.SUCCEEDED and not refund.by_hand and key not in there:
+                self._refunds[now, key] = dossier.order.order_id
+        for key, amount in there.items():
+            if known.get(key) != amount:
+                self._add(
+                    dossier.order, f"the gateway has refunded {amount} under {key}, which nobody has asked for"
+                )
 
     def forget(self, order_ids: list[str]) -> None:
         """Take note that these orders are deleted: their charges are nobody's any more."""
         for order_id in order_ids:
             for generation in range(1, GENERATIONS_MAX + 1):
-                key = gateway_key(order_id, generation, self._key_prefix)
-                self._unknown -= {("charge", key), ("refund", key)}
+                self._unknown.discard(gateway_key(order_id, generation, self._key_prefix))
 
     def close(self) -> None:
         """Look once more, for what was not in the books before, and name what belongs to nobody."""
         after = self._read()
-        for (action, key), order_id in self._expected.items():
-            if (action, key) not in after:
-                self._verified.add(order_id, f"it says that it has a {action}; the gateway has none under {key}")
-        for action, key in sorted(self._unknown):
-            self._verified.add(None, f"the gateway has a {action} under {key}, and no order has that key")
+        for key, order_id in self._charges.items():
+            if key not in after or not after[key].captured_minor:
+                self._verified.add(order_id, f"it says that it has a charge; the gateway has none under {key}")
+        for (key, of_refund), order_id in self._refunds.items():
+            if key not in after or of_refund not in after[key].refunds:
+                self._verified.add(
+                    order_id, f"it says that it has a refund; the gateway has none under {of_refund}"
+                )
+        for key in sorted(self._unknown):
+            self._verified.add(None, f"the gateway has a charge under {key}, and no order has that key")
 
     def _add(self, order: Order, law: str) -> None:
         self._verified.add(order.order_id, law)
+
+
+def _may_be_charged(order: Order) -> bool:
+    """Return whether the gateway may have the money without the order knowing it yet."""
+    reserved = order.payment_status in (PaymentStatus.AUTHORIZED, PaymentStatus.ACTION_REQUIRED)
+    return order.charging or reserved or order.payment_status is PaymentStatus.UNKNOWN

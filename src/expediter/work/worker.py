@@ -15,7 +15,15 @@ import structlog
 from expediter.backends.points import reach
 from expediter.backends.tasks import Background, Pauses
 from expediter.errors import ExpediterError, StaleLease, Unavailable
-from expediter.orders.commands import FailJob, RecordCall, RecordPayment, RecordRefund, ReleaseJob, WorkerCommand
+from expediter.orders.commands import (
+    FailJob,
+    RecordCall,
+    RecordPayment,
+    RecordRefund,
+    RecordReserved,
+    ReleaseJob,
+    WorkerCommand,
+)
 from expediter.orders.order import MICROSECONDS, JobKind, Order, PaymentOutcome
 from expediter.orders.resilience import (
     GATEWAY_KINDS,
@@ -264,6 +272,8 @@ def _interrupted(claimed: Claimed, order: Order) -> WorkerCommand:
         return RecordPayment(order_id=order_id, fence=fence, outcome=unknown, error=error, counts=False)
     if claimed.job.kind is JobKind.REFUND:
         return RecordRefund(order_id=order_id, fence=fence, outcome=unknown, error=error)
+    if claimed.job.kind in (JobKind.CAPTURE, JobKind.VOID):
+        return RecordReserved(order_id=order_id, fence=fence, outcome=unknown, error=error)
     return ReleaseJob(order_id=order_id, fence=fence)
 
 

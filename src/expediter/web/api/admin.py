@@ -16,9 +16,8 @@ from msgspec import Meta
 
 from expediter.errors import Conflict, DuplicateOrder, ExpediterError, IdempotencyMismatch
 from expediter.orders.laws import Breach
-from expediter.orders.order import Line, Order
 from expediter.orders.samples import sample_orders
-from expediter.store.submissions import Answer, IdempotencyKey, Outcome, Replayed, Request
+from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.batch import row_key
 from expediter.web.api.orders import new_order_id, require_json
 from expediter.web.context import Context
@@ -138,8 +137,8 @@ async def _fill(
     return errors, replayed
 
 
-def _word(order: Order, lines: tuple[Line, ...]) -> Answer:
-    return Answer(201, {}, order.order_id)
+def _word(applied: Applied) -> Answer:
+    return Answer(201, {}, applied.order.order_id)
 
 
 async def admin_reset(call: Call, context: Context) -> Reply:

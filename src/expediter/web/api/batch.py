@@ -14,7 +14,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.commands import PlaceOrder
-from expediter.orders.order import Line, Order
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.orders import new_order_id
 from expediter.web.context import Context
@@ -243,8 +242,8 @@ def row_key(key: IdempotencyKey, number: int, row: bytes) -> IdempotencyKey:
     return IdempotencyKey(f"{name}/{number}", hashlib.sha256(row).hexdigest(), key.keep)
 
 
-def _word(order: Order, lines: tuple[Line, ...]) -> Answer:
-    return Answer(202, {"version": str(order.version)}, order.order_id)
+def _word(applied: Applied) -> Answer:
+    return Answer(202, {"version": str(applied.order.version)}, applied.order.order_id)
 
 
 def _verdict(number: int, outcome: Outcome) -> Verdict:

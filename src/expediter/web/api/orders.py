@@ -150,11 +150,12 @@ def _placed(document: bytes, order_id: str, version: int, short: bool, status: i
     return Reply(status, body, headers)
 
 
-def _answer(reply: Callable[..., Reply], how: object, order: Order, lines: tuple[Line, ...]) -> Answer:
-    return _kept(reply(order, lines, how))
+def _answer(reply: Callable[..., Reply], how: object, applied: Applied) -> Answer:
+    return kept(reply(applied.order, applied.lines, how))
 
 
-def _kept(reply: Reply) -> Answer:
+def kept(reply: Reply) -> Answer:
+    """Return a reply as it is kept for an idempotency key."""
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Answer(reply.status, headers, reply.body.decode())
 
@@ -273,10 +274,10 @@ def _changed_reply(order: Order, lines: tuple[Line, ...], status: int) -> Reply:
 def _queued_answer(document: bytes | None, changes: int, *, call: Call, order_id: str, placed: bool) -> Answer:
     """Word the answer to a command that the broker has: the order as it is now, where that is known."""
     if document is None:
-        return _kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
+        return kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
     if placed:
-        return _kept(_placed(document, order_id, 1, call.short, 202))
-    return _kept(Reply(202, _with_changes(document, changes), [JSON]))
+        return kept(_placed(document, order_id, 1, call.short, 202))
+    return kept(Reply(202, _with_changes(document, changes), [JSON]))
 
 
 def _with_changes(document: bytes, changes: int) -> bytes:
