@@ -10,18 +10,33 @@ from expediter.orders.commands import (
     DeleteOrder,
     FailJob,
     FulfilmentOutcome,
+    HearGateway,
     ParkJob,
     PlaceOrder,
     RecordFulfilment,
     RecordPayment,
     RecordRefund,
+    RecordReserved,
+    RefundOrder,
     ReleaseJob,
     RetryOrder,
 )
 from expediter.orders.decisions import decide
 from expediter.orders.draft import Decision
 from expediter.orders.events import Event, Placed
-from expediter.orders.order import Attempt, AttemptResult, Job, Line, Order, PaymentOutcome, Stages, Status
+from expediter.orders.laws import Dossier
+from expediter.orders.order import (
+    Attempt,
+    AttemptResult,
+    Job,
+    Line,
+    Order,
+    OrderRefund,
+    PaymentOutcome,
+    Stages,
+    Status,
+    gateway_key,
+)
 
 SECOND = 1_000_000
 #: 2026-01-01 12:00:00 UTC, in microseconds.
@@ -61,6 +76,7 @@ class Story:
         self.job: Job | None = None
         self.events: list[Event] = []
         self.attempts: dict[int, Attempt] = {}
+        self.refunds: dict[int, OrderRefund] = {}
 
     @classmethod
     def of(
@@ -105,7 +121,7 @@ class Story:
 
     def give(self, command: Command) -> Decision:
         """Carry out one command."""
-        decision = decide(self.current, self.job, command, self.now)
+        decision = decide(self.current, self.job, command, self.now, self.open_refunds)
         self.current, self.job = decision.order, decision.job
         self.events += decision.events
         for attempt in decision.attempts:
@@ -113,7 +129,48 @@ class Story:
                 self.attempts[attempt.number] = finished(self.attempts[attempt.number], attempt)
             else:
                 self.attempts[attempt.number] = attempt
+        self.refunds |= {refund.number: refund for refund in decision.refunds}
         return decision
+
+    @property
+    def open_refunds(self) -> list[OrderRefund]:
+        """The refunds that are not settled."""
+        return [refund for refund in self.refunds.values() if refund.open]
+
+    @property
+    def dossier(self) -> Dossier:
+        """All that is stored about the order."""
+        lines = self.events[0].data.lines if isinstance(self.events[0].data, Placed) else ()
+        refunds = [self.refunds[number] for number in sorted(self.refunds)]
+        return Dossier(self.order, self.job, lines, self.events, list(self.attempts.values()), refunds)
+
+    def ask_refund(self, amount: str | None = None, *, by_hand: bool = False, reference: str | None = None) -> None:
+        """Ask for money back."""
+        self.give(RefundOrder(order_id=ORDER_ID, amount=amount, by_hand=by_hand, reference=reference))
+
+    def reserved(self, outcome: PaymentOutcome) -> None:
+        """Report what became of reserved money that was to be captured or let go of."""
+        self.give(RecordReserved(order_id=ORDER_ID, fence=self.fence, outcome=outcome, retry_in=SECOND))
+
+    def hear(self, outcome: PaymentOutcome, *, generation: int | None = None, refunded_minor: int = 0) -> None:
+        """Let the gateway say by itself what became of the payment."""
+        order = self.order
+        taken = outcome is PaymentOutcome.SUCCEEDED
+        self.give(
+            HearGateway(
+                order_id=ORDER_ID,
+                key=gateway_key(ORDER_ID, generation or order.generation),
+                key_prefix="",
+                outcome=outcome,
+                amount_minor=order.total_minor,
+                currency=order.currency,
+                captured_minor=order.total_minor if taken else 0,
+                refunded_minor=refunded_minor,
+                reference="pay_1",
+                action='{"type":"redirect","url":"https://bank.example/1"}',
+                action_until=self.now + 900 * SECOND,
+            )
+        )
 
     def wait(self, microseconds: int) -> None:
         """Let time pass."""

@@ -125,7 +125,7 @@ def test_an_unforeseen_error_during_the_charge_is_unknown() -> None:
     story = Story.of()
     story.claim()
     story.fail("KeyError")
-    assert story.order.money_in_flight
+    assert story.order.charge_open
     assert story.order.last_error == "KeyError"
 
     story.claim()

@@ -17,7 +17,7 @@ def test_the_intent_to_charge_is_stored_before_the_call() -> None:
     assert (attempt.action, attempt.amount_minor, attempt.currency) == ("charge", 2598, "EUR")
     assert attempt.gateway_key == gateway_key(ORDER_ID, 1)
     assert attempt.outcome is None
-    assert story.order.money_in_flight
+    assert story.order.charge_open
 
 
 def test_an_order_that_kills_its_workers_is_parked() -> None:
@@ -56,7 +56,7 @@ def test_a_job_that_was_given_back_unused_costs_nothing() -> None:
         story.release(SECOND)
     assert story.job is not None
     assert (story.job.claims, story.job.failures) == (0, 0)
-    assert not story.order.money_in_flight
+    assert not story.order.charge_open
 
     story.pay()
 
@@ -109,7 +109,7 @@ def test_a_job_is_not_claimed_before_it_is_due() -> None:
         story.give(claim)
     story.wait(1)
     story.give(claim)
-    assert story.order.money_in_flight
+    assert story.order.charge_open
 
 
 @pytest.mark.parametrize("outcome", list(FulfilmentOutcome))

@@ -17,17 +17,21 @@ from expediter.errors import (
 )
 from expediter.orders.commands import (
     CancelOrder,
+    Change,
     ChangeStatus,
     ClaimJob,
     Command,
     DeleteOrder,
     FailJob,
     FulfilmentOutcome,
+    HearGateway,
     ParkJob,
     PlaceOrder,
     RecordFulfilment,
     RecordPayment,
     RecordRefund,
+    RecordReserved,
+    RefundOrder,
     ReleaseJob,
     ReportFulfilment,
     RetryOrder,
@@ -36,12 +40,12 @@ from expediter.orders.commands import (
 from expediter.orders.decisions import decide
 from expediter.orders.documents import event_document
 from expediter.orders.draft import Decision
-from expediter.orders.events import EVENTS, replay
+from expediter.orders.events import EVENTS, replay, without_secrets
+from expediter.orders.laws import breaches
 from expediter.orders.order import (
     NEVER,
     TRANSITIONS,
     Attempt,
-    Job,
     JobKind,
     Order,
     PaymentOutcome,
@@ -50,16 +54,25 @@ from expediter.orders.order import (
     Status,
     gateway_key,
 )
+from expediter.orders.resilience import GATEWAY_KINDS
 from strategies import LEASE, ORDER_ID, SECOND, Story, place_order
 
-#: What may become of an attempt that was recorded so before; an outcome that is definite never changes.
+_OUTCOMES = set(PaymentOutcome)
+#: What may become of an attempt that was recorded so before; an outcome that is definite never changes, unless the
+#: gateway itself says later that it is otherwise.
 SETTLED_BY = {
-    None: set(PaymentOutcome),
-    PaymentOutcome.UNKNOWN: {PaymentOutcome.UNKNOWN, PaymentOutcome.SUCCEEDED, PaymentOutcome.DECLINED},
+    None: _OUTCOMES,
+    PaymentOutcome.UNKNOWN: _OUTCOMES - {PaymentOutcome.NOT_SENT, PaymentOutcome.UNAVAILABLE},
+    PaymentOutcome.ACTION_REQUIRED: {
+        PaymentOutcome.SUCCEEDED,
+        PaymentOutcome.AUTHORIZED,
+        PaymentOutcome.DECLINED,
+        PaymentOutcome.VOIDED,
+    },
 }
 
 #: After a charge with one of these no other may be sent.
-OPEN_OR_DONE = {None, PaymentOutcome.UNKNOWN, PaymentOutcome.SUCCEEDED}
+OPEN_OR_DONE = {None, PaymentOutcome.UNKNOWN, PaymentOutcome.SUCCEEDED, PaymentOutcome.ACTION_REQUIRED}
 
 #: Walks of one test, and commands of one walk.
 WALKS = 250
@@ -93,6 +106,10 @@ class Walk:
             actions |= {self.report: 6, self.give_back: 2}
         if self.story.job is not None and self.story.job.kind in (JobKind.FULFIL, JobKind.REPORT):
             actions |= {self.handed: 1}
+        if self.story.order.attempts:
+            actions |= {self.hear: 1}
+        if self.story.order.captured_minor:
+            actions |= {self.give_money_back: 1.5}
         if len(self.story.events) >= self.life:
             actions |= {self.cancel: 1, self.delete: 0.2}
         if self.story.job is not None and self.story.job.dead_at is not None:
@@ -132,6 +149,31 @@ class Walk:
         done, reference = self.random.random() < 0.7, self.random.choice((None, "K-17"))
         self.give(ReportFulfilment(order_id=ORDER_ID, done=done, reference=reference, if_version=self.version()))
 
+    def hear(self) -> None:
+        order = self.story.order
+        outcome = self.random.choice(list(PaymentOutcome))
+        taken = outcome is PaymentOutcome.SUCCEEDED
+        generation = self.random.choice([order.generation] * 4 + list(range(1, order.generation + 1)))
+        self.give(
+            HearGateway(
+                order_id=ORDER_ID,
+                key=gateway_key(ORDER_ID, generation),
+                key_prefix="",
+                outcome=outcome,
+                amount_minor=order.total_minor,
+                currency=order.currency,
+                captured_minor=order.total_minor if taken else 0,
+                refunded_minor=self.random.choice((0, 0, order.refunded_minor, order.captured_minor)),
+                action='{"type":"client_secret","client_secret":"s3cret"}',
+                action_until=self.story.now + LEASE,
+            )
+        )
+
+    def give_money_back(self) -> None:
+        amount = self.random.choice((None, "1.00", "5.99", "25.98"))
+        by_hand = self.random.random() < 0.3
+        self.give(RefundOrder(order_id=ORDER_ID, amount=amount, by_hand=by_hand, if_version=self.version()))
+
     def cancel(self) -> None:
         self.give(CancelOrder(order_id=ORDER_ID, if_version=self.version()))
 
@@ -148,6 +190,8 @@ class Walk:
         error, failures_max = self.random.choice((None, "it broke")), self.random.randint(1, 3)
         if kind is JobKind.REFUND:
             return RecordRefund(order_id=ORDER_ID, fence=fence, outcome=outcome, error=error, retry_in=retry_in)
+        if kind in (JobKind.CAPTURE, JobKind.VOID):
+            return RecordReserved(order_id=ORDER_ID, fence=fence, outcome=outcome, error=error, retry_in=retry_in)
         if kind is JobKind.FULFIL:
             return RecordFulfilment(
                 order_id=ORDER_ID,
@@ -167,6 +211,8 @@ class Walk:
             counts=self.random.random() < 0.7,
             failures_max=failures_max,
             lease=self.random.choice((0, LEASE)),
+            action='{"type":"redirect","url":"https://bank.example/1"}',
+            action_until=self.story.now + LEASE,
         )
 
     def surrender(self, fence: int) -> WorkerCommand:
@@ -177,6 +223,7 @@ class Walk:
                 ReleaseJob(order_id=ORDER_ID, fence=fence, retry_in=retry_in),
                 FailJob(order_id=ORDER_ID, fence=fence, error="a bug", retry_in=retry_in),
                 ParkJob(order_id=ORDER_ID, fence=fence, error="look at this"),
+                ParkJob(order_id=ORDER_ID, fence=fence, error="refused", outcome=PaymentOutcome.DECLINED),
             )
         )
 
@@ -194,22 +241,25 @@ class Walk:
         reason = refusal(story, command)
         self.trail.append((now, command))
         before = (order, job, replay(story.events))
-        decision = judge(order, job, command, now)
-        assert judge(order, job, command, now) == decision
+        decision = judge(story, command)
+        assert judge(story, command) == decision
         assert (order, job, replay(story.events)) == before
         if not isinstance(decision, Decision):
             assert issubclass(decision[0], reason or Conflict)
             return
         assert reason is None
         assert story.give(command) == decision
-        if isinstance(command, (PlaceOrder, ClaimJob, WorkerCommand)) and story.current is not None:
+        another = story.job is not None and story.job.holder is None and story.job.due_at <= story.now
+        if isinstance(command, ClaimJob) and another:
+            pass  # it parked one refund, and the next one can be claimed
+        elif isinstance(command, (PlaceOrder, ClaimJob, WorkerCommand)) and story.current is not None:
             with pytest.raises((DuplicateOrder, StaleLease)):
-                decide(story.current, story.job, command, now)
+                decide(story.current, story.job, command, now, story.open_refunds)
         self.check_moves(seen)
         for number, attempt in story.attempts.items():
             if number not in attempts:
                 self.check_new_attempt(attempt, [story.attempts[earlier] for earlier in attempts])
-            elif attempt != attempts[number]:
+            elif attempt != attempts[number] and not isinstance(command, HearGateway):
                 assert attempt.outcome in SETTLED_BY[attempts[number].outcome]
         if story.current is not None and story.job is not None:
             self.check_fence(isinstance(command, ClaimJob))
@@ -231,8 +281,11 @@ class Walk:
                 assert order.processing_started_at in (None, after.processing_started_at)
                 assert order.payment_status is not PaymentStatus.UNKNOWN or after.payment_status in (
                     PaymentStatus.UNKNOWN,
+                    PaymentStatus.ACTION_REQUIRED,
+                    PaymentStatus.AUTHORIZED,
                     PaymentStatus.PAID,
                     PaymentStatus.DECLINED,
+                    PaymentStatus.VOIDED,
                 )
             order = after
 
@@ -242,12 +295,16 @@ class Walk:
         charges = [other for other in earlier if other.action == "charge"]
         assert None not in {other.outcome for other in earlier}
         if attempt.action == "refund":
-            assert PaymentOutcome.SUCCEEDED in {charge.outcome for charge in charges}
+            assert PaymentOutcome.SUCCEEDED in {other.outcome for other in earlier}
+            return
+        assert PaymentOutcome.SUCCEEDED not in {other.outcome for other in earlier}
+        if attempt.action in ("capture", "void"):
             return
         assert attempt.action == "charge"
+        of_key = {charge.outcome for charge in charges if charge.gateway_key == attempt.gateway_key}
         assert {charge.outcome for charge in charges}.isdisjoint(OPEN_OR_DONE)
-        declines = sum(charge.outcome is PaymentOutcome.DECLINED for charge in charges)
-        assert attempt.gateway_key == gateway_key(ORDER_ID, declines + 1)
+        assert of_key.isdisjoint({PaymentOutcome.DECLINED, PaymentOutcome.AUTHORIZED, PaymentOutcome.VOIDED})
+        assert attempt.gateway_key == gateway_key(ORDER_ID, self.story.order.generation)
 
     def check_fence(self, claimed: bool) -> None:
         """The fence never decreases, from job to job, and every claim has one that nobody had before."""
@@ -263,7 +320,7 @@ class Walk:
         events, order = self.story.events, self.story.current
         assert [event.number for event in events] == list(range(1, len(events) + 1))
         assert [event.at for event in events] == sorted(event.at for event in events)
-        assert replay(events) == order
+        assert replay(events) == (None if order is None else without_secrets(order))
         assert order is None or (order.version, order.updated_at) == (len(events), events[-1].at)
         if events:
             last = events[-1]
@@ -274,35 +331,32 @@ class Walk:
         """An order has a job of the kind that its state asks for, perhaps parked, exactly if it is not at rest."""
         job = self.story.job
         assert (job is None) == order.at_rest
-        assert job is not None or not order.money_in_flight
         if job is not None:
-            assert (job.kind is JobKind.REFUND) == (order.payment_status is PaymentStatus.REFUND_PENDING)
+            assert job.kind is not JobKind.REFUND or order.refunding_minor
             assert order.payment_status is not PaymentStatus.UNKNOWN or job.kind is JobKind.CHARGE
-            assert not order.charging or job.kind is not JobKind.FULFIL
+            assert not order.charging or job.kind in GATEWAY_KINDS
+            assert job.then_kind is None or job.kind in (JobKind.REFUND, JobKind.CHARGE)
             assert job.claims >= (job.holder is not None)
             assert (job.dead_at is None) == (job.due_at != NEVER) or job.kind is JobKind.REPORT
             assert job.kind is not JobKind.REPORT or order.status is Status.PROCESSING
             assert job.dead_at is None or job.holder is None
 
     def check_money(self, order: Order) -> None:
-        """At most one charge succeeds; what it took is paid or refund_pending until it is given back."""
-        done = [attempt for attempt in self.story.attempts.values() if attempt.outcome is PaymentOutcome.SUCCEEDED]
-        assert [attempt.action for attempt in done] in ([], ["charge"], ["charge", "refund"])
-        kept = order.payment_status in (PaymentStatus.PAID, PaymentStatus.REFUND_PENDING)
-        assert kept == (len(done) == 1)
-        assert (order.payment_status is PaymentStatus.REFUNDED) == (len(done) == 2)
-        if order.money_in_flight:
+        """The laws hold; and nobody moves an order on whose charge is open, or gives back what may not be there."""
+        assert list(breaches(self.story.dossier)) == []
+        if order.charge_open and not order.charged_late:
             commands = [CancelOrder(order_id=ORDER_ID), DeleteOrder(order_id=ORDER_ID)]
             others = [status for status in Status if status is not order.status]
             commands += [ChangeStatus(order_id=ORDER_ID, status=status, through=True) for status in others]
             commands += [ChangeStatus(order_id=ORDER_ID, status=status) for status in others]
+            commands += [RefundOrder(order_id=ORDER_ID)]
             job = self.story.job
             parked = job is not None and job.dead_at is not None
             by_hand = (Status.CONFIRMED, Status.PAYMENT_FAILED)
             for command in commands:
                 if parked and isinstance(command, ChangeStatus) and command.status in by_hand:
                     continue  # a person has looked the charge up, and says what they found
-                refused = judge(order, job, command, self.story.now)
+                refused = judge(self.story, command)
                 assert not isinstance(refused, Decision)
                 assert issubclass(refused[0], (MoneyInFlight, IllegalTransition))
 
@@ -330,18 +384,18 @@ class Walk:
         """A retry if it is parked, and success for whoever claims it, bring the order to rest from here."""
         story = Story()
         story.now, story.current, story.job = self.story.now, order, self.story.job
-        story.attempts = dict(self.story.attempts)
-        if story.job is not None and story.job.dead_at is not None:
-            story.retry()
-        for _ in ("charge", "fulfil"):
+        story.attempts, story.refunds = dict(self.story.attempts), dict(self.story.refunds)
+        for _ in range(5 + len(story.refunds)):
+            if story.job is not None and story.job.dead_at is not None:
+                story.retry()
             carry_out(story)
         assert story.order.at_rest
 
 
-def judge(order: Order | None, job: Job | None, command: Command, now: int) -> Decision | tuple[type, str]:
+def judge(story: Story, command: Command) -> Decision | tuple[type, str]:
     """Return what `decide` says: the decision, or the type and text of its refusal."""
     try:
-        return decide(order, job, command, now)
+        return decide(story.current, story.job, command, story.now, story.open_refunds)
     except ExpediterError as refused:
         return type(refused), str(refused)
 
@@ -355,19 +409,26 @@ def refusal(story: Story, command: Command) -> type[ExpediterError] | None:
         free = job is not None and job.dead_at is None and job.due_at <= story.now
         return None if free else StaleLease
     if isinstance(command, WorkerCommand):
-        kinds = {RecordPayment: JobKind.CHARGE, RecordFulfilment: JobKind.FULFIL, RecordRefund: JobKind.REFUND}
+        kinds = {
+            RecordPayment: {JobKind.CHARGE},
+            RecordFulfilment: {JobKind.FULFIL},
+            RecordRefund: {JobKind.REFUND},
+            RecordReserved: {JobKind.CAPTURE, JobKind.VOID},
+        }
         held = (
             order is not None
             and job is not None
             and job.holder is not None
             and job.fence == command.fence
             and job.due_at > max(story.now, order.updated_at)
-            and kinds.get(type(command), job.kind) is job.kind
+            and job.kind in kinds.get(type(command), {job.kind})
         )
         return None if held else StaleLease
     if order is None:
         return OrderNotFound
-    assert isinstance(command, (ChangeStatus, CancelOrder, ReportFulfilment, RetryOrder, DeleteOrder))
+    if isinstance(command, HearGateway):
+        return None
+    assert isinstance(command, Change)
     return PreconditionFailed if command.if_version not in (None, order.version) else None
 
 
@@ -386,6 +447,10 @@ def carry_out(story: Story) -> None:
             story.fulfilment(FulfilmentOutcome.DONE)
         case JobKind.REFUND:
             story.refund(PaymentOutcome.SUCCEEDED)
+        case JobKind.CAPTURE:
+            story.reserved(PaymentOutcome.SUCCEEDED)
+        case JobKind.VOID:
+            story.reserved(PaymentOutcome.VOIDED)
 
 
 @pytest.mark.parametrize("first", range(0, 4 * WALKS, WALKS))

@@ -192,6 +192,8 @@ def retry(draft: Draft) -> None:
     """Take up what failed or was parked."""
     order, job = draft.order, draft.job
     if order.status in PAST_PAYMENT and order.payment_status in (PaymentStatus.VOIDED, PaymentStatus.DECLINED):
+        if order.status is Status.FAILED:
+            change_status(draft, Status.PROCESSING)
         charges.charge_again(draft)
     elif (job is None or job.dead_at is None or job.kind is JobKind.REFUND) and refunds.retry(draft):
         return

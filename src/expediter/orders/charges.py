@@ -26,6 +26,8 @@ _TAKEN = frozenset({PaymentOutcome.SUCCEEDED, PaymentOutcome.AUTHORIZED})
 _DEFINITE = _TAKEN | {PaymentOutcome.DECLINED, PaymentOutcome.ACTION_REQUIRED, PaymentOutcome.VOIDED}
 #: What is asked about, and not charged again.
 _ASKED_ABOUT = frozenset({PaymentStatus.UNKNOWN, PaymentStatus.ACTION_REQUIRED})
+_STARTED = {JobKind.CAPTURE: "capture.started", JobKind.VOID: "void.started"}
+_UNAVAILABLE = {JobKind.CAPTURE: "capture.unavailable", JobKind.VOID: "void.unavailable"}
 _CONTRADICTED = "the gateway has taken money under a key that it had declined before: look it up there"
 
 
@@ -50,7 +52,7 @@ def start_reserved(draft: Draft, kind: JobKind, key_prefix: str) -> None:
     """Store the intent to capture, or to void. Under one key it is done once, whatever became of the last call."""
     if draft.order.charging:
         draft.end_attempt(PaymentOutcome.UNKNOWN, None, f"the worker went away during the {kind.value}")
-    draft.start_attempt(kind.value, f"{kind.value}.started", Changes(charging=True), key_prefix)
+    draft.start_attempt(kind.value, _STARTED[kind], Changes(charging=True), key_prefix)
 
 
 def record(draft: Draft, job: Job, command: RecordPayment) -> None:
@@ -105,7 +107,7 @@ def _taken(
         changes = replace(changes, payment_action=None, action_expires_at=None)
     if order.charged_late:
         draft.change(event, changes)
-        done = order.status is Status.COMPLETED and authorized
+        done = order.completed_at is not None and authorized
         draft.money_moved()
         if done:
             draft.go_on(JobKind.CAPTURE)
@@ -168,7 +170,7 @@ def _failed(draft: Draft, error: str | None, *, declined: bool) -> None:
 
 def _unpaid(draft: Draft) -> None:
     """The charge beside its road has come to nothing: the road goes on; at its end it waits for a person."""
-    if draft.order.status is Status.COMPLETED:
+    if draft.order.completed_at is not None:
         draft.park(JobKind.CAPTURE)
     else:
         draft.money_moved()
@@ -194,7 +196,7 @@ def record_reserved(draft: Draft, job: Job, command: RecordReserved) -> None:
     if command.outcome is PaymentOutcome.SUCCEEDED or command.outcome is PaymentOutcome.VOIDED:
         _reserved_is(draft, command.outcome, command.error)
         return
-    draft.change(f"{job.kind.value}.unavailable", Changes(charging=False, last_error=command.error))
+    draft.change(_UNAVAILABLE[job.kind], Changes(charging=False, last_error=command.error))
     draft.try_later(job, command.retry_in, job.failures + 1)
 
 
@@ -219,7 +221,7 @@ def _reserved_is(draft: Draft, outcome: PaymentOutcome, error: str | None) -> No
         draft.change(
             "payment.expired", Changes(payment_status=PaymentStatus.VOIDED, charging=False, last_error=said)
         )
-        if draft.order.status is Status.COMPLETED or draft.order.stages is Stages.PAYMENT:
+        if order.completed_at is not None:
             draft.park(JobKind.CAPTURE)
 
 
@@ -323,7 +325,7 @@ def _hear_charge(draft: Draft, command: HearGateway) -> None:
             return
         _end_attempt(draft, command)
         _must_act(draft, command.action, command.action_until, command.error)
-        draft.job = replace(draft.job, fence=draft.job.fence + 1)
+        draft.job = replace(draft.job, fence=draft.job.fence + 1, dead_at=None)
         draft.try_later(draft.job, 0, 0)
         return
     _end_attempt(draft, command)

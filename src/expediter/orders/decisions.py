@@ -257,9 +257,11 @@ def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentO
         return
     changes = Changes(last_error=error)
     if draft.order.charging:
-        draft.end_attempt(outcome, None, error)
+        # Of a charge only the gateway's own word is believed.
+        charge = job.kind is JobKind.CHARGE
+        draft.end_attempt(PaymentOutcome.UNKNOWN if charge else outcome, None, error)
         changes = replace(changes, charging=False)
-        if job.kind is JobKind.CHARGE:
+        if charge:
             changes = replace(changes, payment_status=PaymentStatus.UNKNOWN)
     draft.change("job.parked", changes)
     draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from expediter.orders.events import Placed, event_data
 from expediter.orders.money import format_minor
-from expediter.orders.order import MICROSECONDS, Line, Order
+from expediter.orders.order import MICROSECONDS, Line, Order, OrderRefund
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -26,6 +26,15 @@ class LineDocument(msgspec.Struct, frozen=True, gc=False):
     quantity: int
     price: msgspec.Raw | None
     price_minor: int | None
+
+
+class ActionDocument(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What the customer must do before it is paid: open `url`, or confirm it in the page with `client_secret`."""
+
+    type: str
+    expires_at: str
+    url: str | UnsetType = UNSET
+    client_secret: str | UnsetType = UNSET
 
 
 class OrderDocument(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -53,6 +62,10 @@ class OrderDocument(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     processing_duration: float | None
     total_duration: float | None
     last_error: str | None
+    authorized_minor: int
+    captured_minor: int
+    refunded_minor: int
+    payment_action: ActionDocument | None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -106,7 +119,56 @@ def order_document(order: Order, lines: Sequence[Line]) -> bytes:
             processing_duration=seconds(order.processing_started_at, end),
             total_duration=seconds(order.created_at, end),
             last_error=order.last_error,
+            authorized_minor=order.authorized_minor,
+            captured_minor=order.captured_minor,
+            refunded_minor=order.refunded_minor,
+            payment_action=None if order.payment_action is None else _action(order),
         )
+    )
+
+
+def _action(order: Order) -> ActionDocument:
+    stored = msgspec.json.decode(order.payment_action or "{}")
+    return ActionDocument(
+        stored.get("type", ""),
+        timestamp(order.action_expires_at) or "",
+        stored.get("url", UNSET),
+        stored.get("client_secret", UNSET),
+    )
+
+
+class RefundDocument(msgspec.Struct, frozen=True, gc=False):
+    """One refund; numbers count from 1 in each order. `amount` is a number with the currency's digits."""
+
+    number: int
+    order_id: str
+    status: str
+    amount: msgspec.Raw
+    amount_minor: int
+    currency: str
+    reason: str | None
+    by_hand: bool
+    reference: str | None
+    error: str | None
+    requested_at: str
+    settled_at: str | None
+
+
+def refund_document(refund: OrderRefund, currency: str) -> RefundDocument:
+    """Return a refund for clients."""
+    return RefundDocument(
+        number=refund.number,
+        order_id=refund.order_id,
+        status=refund.status.value,
+        amount=msgspec.Raw(format_minor(refund.amount_minor, currency).encode()),
+        amount_minor=refund.amount_minor,
+        currency=currency,
+        reason=refund.reason,
+        by_hand=refund.by_hand,
+        reference=refund.reference,
+        error=refund.error,
+        requested_at=timestamp(refund.requested_at) or "",
+        settled_at=timestamp(refund.settled_at),
     )
 
 
@@ -135,6 +197,11 @@ class EventData(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     cancelled_at: str | None | UnsetType = UNSET
     last_error: str | None | UnsetType = UNSET
     reference: str | UnsetType = UNSET
+    authorized_minor: int | UnsetType = UNSET
+    captured_minor: int | UnsetType = UNSET
+    refunded_minor: int | UnsetType = UNSET
+    refunding_minor: int | UnsetType = UNSET
+    refund: int | UnsetType = UNSET
 
 
 class EventDocument(msgspec.Struct, frozen=True, gc=False):
@@ -161,6 +228,11 @@ def event_document(number: int, at: int, type: str, data: str) -> EventDocument:
             cancelled_at=_shown_time(changes.cancelled_at),
             last_error=changes.last_error,
             reference=changes.reference,
+            authorized_minor=changes.authorized_minor,
+            captured_minor=changes.captured_minor,
+            refunded_minor=changes.refunded_minor,
+            refunding_minor=changes.refunding_minor,
+            refund=changes.refund,
         )
     return EventDocument(number, timestamp(at) or "", type, shown)
 

@@ -36,10 +36,20 @@ EVENTS: Mapping[str, EventWord] = {
     ),
     "payment.authorized": EventWord(
         "The money is reserved; it is captured when the order is completed.",
-        ("status", "payment_status", "authorized_minor", "last_error"),
+        ("status", "payment_status", "completed_at", "last_error"),
     ),
     "payment.succeeded": EventWord(
-        "It is paid.", ("status", "payment_status", "captured_minor", "completed_at", "last_error")
+        "It is paid; `captured_minor` is there where it goes back at once.",
+        (
+            "status",
+            "payment_status",
+            "authorized_minor",
+            "captured_minor",
+            "refunding_minor",
+            "refund",
+            "completed_at",
+            "last_error",
+        ),
     ),
     "payment.expired": EventWord(
         "What was reserved is gone at the gateway; a retry charges it anew.", ("payment_status", "last_error")
@@ -81,10 +91,10 @@ EVENTS: Mapping[str, EventWord] = {
     "order.completed": EventWord("It is done.", ("status", "completed_at", "last_error", "reference")),
     "order.cancelled": EventWord(
         "It was cancelled; what was charged goes back.",
-        ("status", "payment_status", "refunding_minor", "completed_at", "cancelled_at", "last_error"),
+        ("status", "payment_status", "refunding_minor", "refund", "completed_at", "cancelled_at", "last_error"),
     ),
     "refund.started": EventWord(
-        "The gateway is about to be asked to refund; `attempt` counts the calls.", ("attempt",)
+        "The gateway is about to be asked to refund; `attempt` counts the calls.", ("attempt", "refund")
     ),
     "refund.requested": EventWord(
         "Somebody asked for a part or all of it back; `refund` is the number of the refund.",
@@ -94,7 +104,7 @@ EVENTS: Mapping[str, EventWord] = {
         "The money is back.",
         ("refund", "payment_status", "refunded_minor", "refunding_minor", "last_error", "reference"),
     ),
-    "refund.unavailable": EventWord("The refund is not made yet; it is tried again.", ("last_error",)),
+    "refund.unavailable": EventWord("The refund is not made yet; it is tried again.", ("refund", "last_error")),
     "job.failed": EventWord("A worker failed at it in a way that nobody foresaw.", ("last_error",)),
     "job.parked": EventWord(
         "It is set aside until somebody looks at it; `last_error` says why.",
@@ -198,7 +208,7 @@ def _implied(order: Order, paid: PaymentStatus) -> dict[str, Any]:
         return {"authorized_minor": order.total_minor, "captured_minor": order.total_minor}
     if paid is PaymentStatus.AUTHORIZED:
         return {"authorized_minor": order.total_minor}
-    if paid is PaymentStatus.REFUND_PENDING:
+    if paid is PaymentStatus.REFUND_PENDING and paid is not order.payment_status:
         return {"refunding_minor": order.captured_minor - order.refunded_minor, "refunds": order.refunds + 1}
     if paid is PaymentStatus.REFUNDED:
         return {"refunded_minor": order.captured_minor, "refunding_minor": 0}

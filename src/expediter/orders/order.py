@@ -191,7 +191,9 @@ class Order(msgspec.Struct, frozen=True, gc=False):
             return paid not in _OWING
         if self.status is Status.CANCELLED:
             return paid is not PaymentStatus.AUTHORIZED
-        return self.status is Status.PAYMENT_FAILED or self.status is Status.FAILED
+        if self.status is Status.FAILED:
+            return paid is not PaymentStatus.PENDING
+        return self.status is Status.PAYMENT_FAILED
 
     @property
     def charge_open(self) -> bool:

@@ -39,6 +39,14 @@ FILL = (
 )
 
 
+def _compare_whole_texts(table: str) -> None:
+    """Give a new table of MariaDB or MySQL the collation that step 0005 gave the others."""
+    dialect = op.get_bind().dialect
+    if dialect.name in ("mysql", "mariadb"):
+        collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+        op.execute(f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}")
+
+
 def upgrade() -> None:
     op.create_table(
         "refunds",
@@ -57,6 +65,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
         **MYSQL,
     )
+    _compare_whole_texts("refunds")
     sqlite = op.get_bind().dialect.name == "sqlite"
     checks = {"captured_minor": CAPTURED, "refunded_minor": REFUNDED} if sqlite else {}
     for name in AMOUNTS:
