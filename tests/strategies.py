@@ -144,7 +144,9 @@ class Story:
         refunds = [self.refunds[number] for number in sorted(self.refunds)]
         return Dossier(self.order, self.job, lines, self.events, list(self.attempts.values()), refunds)
 
-    def ask_refund(self, amount: str | None = None, *, by_hand: bool = False, reference: str | None = None) -> None:
+    def ask_refund(
+        self, amount: str | None = None, *, by_hand: bool = False, reference: str | None = None
+    ) -> None:
         """Ask for money back."""
         self.give(RefundOrder(order_id=ORDER_ID, amount=amount, by_hand=by_hand, reference=reference))
 
@@ -230,7 +232,16 @@ class Story:
 
     def refund(self, outcome: PaymentOutcome) -> None:
         """Report what the gateway said to the refund."""
-        self.give(RecordRefund(order_id=ORDER_ID, fence=self.fence, outcome=outcome, retry_in=SECOND))
+        number = self.calling
+        self.give(
+            RecordRefund(order_id=ORDER_ID, fence=self.fence, refund=number, outcome=outcome, retry_in=SECOND)
+        )
+
+    @property
+    def calling(self) -> int:
+        """The number of the refund that was asked for last at the gateway."""
+        started = [event.data.refund for event in self.events if event.type == "refund.started"]  # type: ignore[union-attr]
+        return int(started[-1]) if started else 1  # type: ignore[arg-type]
 
     def release(self, retry_in: int = 0) -> None:
         """Give the job back unused."""

@@ -15,7 +15,9 @@ def test_every_event_is_in_the_list() -> None:
     for path in Path(expediter.orders.__file__).parent.glob("*.py"):
         if path.stem != "events":
             written |= set(
-                re.findall(r'"((?:order|payment|capture|void|refund|fulfilment|job|command)\.[a-z_]+)"', path.read_text())
+                re.findall(
+                    r'"((?:order|payment|capture|void|refund|fulfilment|job|command)\.[a-z_]+)"', path.read_text()
+                )
             )
     assert written == set(EVENT_TYPES)
     assert len(set(EVENT_TYPES)) == len(EVENT_TYPES)

@@ -189,7 +189,14 @@ class Walk:
         outcome, retry_in = self.random.choice(list(PaymentOutcome)), self.random.choice((0, SECOND, 2 * LEASE))
         error, failures_max = self.random.choice((None, "it broke")), self.random.randint(1, 3)
         if kind is JobKind.REFUND:
-            return RecordRefund(order_id=ORDER_ID, fence=fence, outcome=outcome, error=error, retry_in=retry_in)
+            return RecordRefund(
+                order_id=ORDER_ID,
+                fence=fence,
+                refund=self.story.calling,
+                outcome=outcome,
+                error=error,
+                retry_in=retry_in,
+            )
         if kind in (JobKind.CAPTURE, JobKind.VOID):
             return RecordReserved(order_id=ORDER_ID, fence=fence, outcome=outcome, error=error, retry_in=retry_in)
         if kind is JobKind.FULFIL:
@@ -223,9 +230,20 @@ class Walk:
                 ReleaseJob(order_id=ORDER_ID, fence=fence, retry_in=retry_in),
                 FailJob(order_id=ORDER_ID, fence=fence, error="a bug", retry_in=retry_in),
                 ParkJob(order_id=ORDER_ID, fence=fence, error="look at this"),
-                ParkJob(order_id=ORDER_ID, fence=fence, error="refused", outcome=PaymentOutcome.DECLINED),
+                ParkJob(
+                    order_id=ORDER_ID,
+                    fence=fence,
+                    error="refused",
+                    outcome=PaymentOutcome.DECLINED,
+                    refund=self.story.calling if self.is_refunding else None,
+                ),
             )
         )
+
+    @property
+    def is_refunding(self) -> bool:
+        job = self.story.job
+        return job is not None and job.kind is JobKind.REFUND and self.story.order.charging
 
     def version(self) -> int | None:
         """Return no version, the order's, or another."""
@@ -342,7 +360,7 @@ class Walk:
             assert job.dead_at is None or job.holder is None
 
     def check_money(self, order: Order) -> None:
-        """The laws hold; and nobody moves an order on whose charge is open, or gives back what may not be there."""
+        """The laws hold; and nobody moves an order on whose charge is open, or gives its money back."""
         assert list(breaches(self.story.dossier)) == []
         if order.charge_open and not order.charged_late:
             commands = [CancelOrder(order_id=ORDER_ID), DeleteOrder(order_id=ORDER_ID)]

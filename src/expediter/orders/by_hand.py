@@ -57,11 +57,10 @@ def _check_move(draft: Draft, wanted: Status, *, towards: Status | None = None) 
     beside = order.charged_late and wanted is not Status.CANCELLED
     if not settled and not beside:
         _check_money(order, f"become {wanted}")
-        if order.payment_status is PaymentStatus.ACTION_REQUIRED and wanted is not Status.CANCELLED:
-            raise MoneyInFlight(
-                f"Order {order.order_id} cannot become {wanted} while its customer may still pay: "
-                "cancel it, or wait"
-            )
+    if order.payment_status is PaymentStatus.ACTION_REQUIRED and not beside and wanted is not Status.CANCELLED:
+        raise MoneyInFlight(
+            f"Order {order.order_id} cannot become {wanted} while its customer may still pay: cancel it, or wait"
+        )
 
 
 def _check_money(order: Order, what: str) -> None:

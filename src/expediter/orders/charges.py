@@ -108,7 +108,7 @@ def _taken(
     if order.charged_late:
         draft.change(event, changes)
         done = order.completed_at is not None and authorized
-        draft.money_moved()
+        _charged(draft)
         if done:
             draft.go_on(JobKind.CAPTURE)
         return
@@ -173,6 +173,12 @@ def _unpaid(draft: Draft) -> None:
     if draft.order.completed_at is not None:
         draft.park(JobKind.CAPTURE)
     else:
+        _charged(draft)
+
+
+def _charged(draft: Draft) -> None:
+    """The charge beside the road is settled; a worker may be at the road just now."""
+    if draft.job is not None and draft.job.kind is JobKind.CHARGE:
         draft.money_moved()
 
 
@@ -246,7 +252,7 @@ def charge_again(draft: Draft) -> None:
     changes = Changes(payment_status=PaymentStatus.PENDING, generation=generation, last_error=None)
     draft.change("payment.requested", changes)
     draft.job = None if draft.job is not None and draft.job.kind is JobKind.CAPTURE else draft.job
-    draft.money_first(JobKind.CHARGE)
+    draft.money_first()
 
 
 def hear(draft: Draft, command: HearGateway) -> None:

@@ -147,7 +147,9 @@ class RecordFulfilment(WorkerCommand, frozen=True, gc=False, kw_only=True):
 
 
 class RecordRefund(RecordCall, frozen=True, gc=False, kw_only=True):
-    """Record what the gateway said to a refund; anything but success is tried again."""
+    """Record what the gateway said to the refund of this number; anything but success is tried again."""
+
+    refund: int
 
 
 class RecordReserved(RecordCall, frozen=True, gc=False, kw_only=True):
@@ -197,7 +199,11 @@ class FailJob(WorkerCommand, frozen=True, gc=False, kw_only=True):
 
 
 class ParkJob(WorkerCommand, frozen=True, gc=False, kw_only=True):
-    """Set a job aside for a person to look at; `outcome` is that of the call to the gateway, if one is open."""
+    """Set a job aside for a person to look at; `outcome` is that of the call to the gateway, if one is open.
+
+    `refund` is the number of the refund that the job was about (None: the next one).
+    """
 
     error: str
     outcome: PaymentOutcome = PaymentOutcome.UNKNOWN
+    refund: int | None = None

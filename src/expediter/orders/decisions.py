@@ -50,7 +50,6 @@ from expediter.orders.order import (
     OrderRefund,
     PaymentOutcome,
     PaymentStatus,
-    RefundStatus,
     Stages,
     Status,
 )
@@ -98,7 +97,7 @@ def decide(
         case FailJob():
             _fail_job(draft, _held(draft, command), command)
         case ParkJob():
-            _park(draft, _held(draft, command), command.error, command.outcome)
+            _park(draft, _held(draft, command), command.error, command.outcome, command.refund)
         case ChangeStatus():
             by_hand.change_status(draft, command.status, through=command.through)
         case CancelOrder():
@@ -251,9 +250,15 @@ def _fail_job(draft: Draft, job: Job, command: FailJob) -> None:
     draft.try_later(job, command.retry_in, job.failures + 1, claims=job.claims)
 
 
-def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentOutcome.UNKNOWN) -> None:
+def _park(
+    draft: Draft,
+    job: Job,
+    error: str,
+    outcome: PaymentOutcome = PaymentOutcome.UNKNOWN,
+    refund: int | None = None,
+) -> None:
     if job.kind is JobKind.REFUND:
-        refunds.park(draft, error, outcome)
+        refunds.park(draft, error, outcome, refund)
         return
     changes = Changes(last_error=error)
     if draft.order.charging:
@@ -265,5 +270,4 @@ def _park(draft: Draft, job: Job, error: str, outcome: PaymentOutcome = PaymentO
             changes = replace(changes, payment_status=PaymentStatus.UNKNOWN)
     draft.change("job.parked", changes)
     draft.job = replace(job, holder=None, due_at=NEVER, dead_at=draft.now, fence=job.fence + 1)
-    if any(refund.status is RefundStatus.PENDING for refund in draft.refunds.values()):
-        draft.money_first(JobKind.REFUND)
+    draft.money_first()

@@ -80,10 +80,11 @@ class Draft:
         if kind is not None and due_at is None:
             due_at = self.now
         job = self.job
-        if job is not None and job.dead_at is None and self._goes_first(job):
+        money = self._money_due()
+        if job is not None and self._goes_first(job) and (job.dead_at is None or job.kind is JobKind.CHARGE):
             self.job = replace(job, then_kind=kind, then_due_at=due_at)
-        elif any(refund.status is RefundStatus.PENDING for refund in self.refunds.values()):
-            self.job = self._new_job(JobKind.REFUND, self.now, kind, due_at)
+        elif money is not None:
+            self.job = self._new_job(money, self.now, kind, due_at)
         elif kind is not None and due_at is not None:
             self.job = self._new_job(kind, due_at)
         elif self.refunds:
@@ -104,10 +105,9 @@ class Draft:
             self.go_on(JobKind.CAPTURE if authorized else None)
 
     def try_later(self, job: Job, retry_in: int, failures: int, *, claims: int = 0) -> None:
-        """Give the job back, to be tried again; what is to be refunded goes first."""
+        """Give the job back, to be tried again; money goes first."""
         self.job = replace(job, holder=None, due_at=self.now + retry_in, claims=claims, failures=failures)
-        if any(refund.status is RefundStatus.PENDING for refund in self.refunds.values()):
-            self.money_first(JobKind.REFUND)
+        self.money_first()
 
     def start_attempt(
         self, action: str, type: str, changes: Changes, key_prefix: str, amount_minor: int | None = None
@@ -135,10 +135,22 @@ class Draft:
         self.job = None
         self.go_on(job.then_kind, job.then_due_at)
 
-    def money_first(self, kind: JobKind) -> None:
-        """Put a job about the money in front of what the road needs next, unless a worker is at that right now."""
-        job = self.job
-        if job is None or (job.kind is kind and job.dead_at is not None):
+    def _money_due(self) -> JobKind | None:
+        """Return what is to be done about the money, beside the road."""
+        if self.order.charged_late:
+            return JobKind.CHARGE
+        pending = any(refund.status is RefundStatus.PENDING for refund in self.refunds.values())
+        return JobKind.REFUND if pending else None
+
+    def money_first(self) -> None:
+        """Put what is to be done about the money in front of what the road needs next.
+
+        If a worker is at that right now, it comes when that is done.
+        """
+        job, kind = self.job, self._money_due()
+        if kind is None:
+            return
+        if job is None or (job.kind is JobKind.REFUND and job.dead_at is not None):
             self.job = self._new_job(kind, self.now)
         elif not self._goes_first(job) and (job.holder is None or job.due_at <= self.now):
             due_at = PARKED if job.dead_at is not None else job.due_at

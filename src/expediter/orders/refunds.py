@@ -59,7 +59,7 @@ def request(draft: Draft, command: RefundOrder) -> None:
         _record_by_hand(draft, amount, command.reason, command.reference)
     else:
         _ask(draft, amount, command.reason)
-        draft.money_first(JobKind.REFUND)
+        draft.money_first()
 
 
 def _amount(text: str, currency: str) -> int:
@@ -211,8 +211,7 @@ def first_pending(refunds: Iterable[OrderRefund]) -> OrderRefund | None:
 def record(draft: Draft, job: Job, command: RecordRefund) -> None:
     """Record what the gateway said to the refund that was under way."""
     draft.end_attempt(command.outcome, command.reference, command.error)
-    refund = first_pending(draft.refunds.values())
-    assert refund is not None  # `start` had one, and nothing but this ends it
+    refund = draft.refunds[command.refund]  # only whoever holds the job settles it
     order = draft.order
     if command.outcome is not PaymentOutcome.SUCCEEDED:
         changes = Changes(charging=False, refund=refund.number, last_error=command.error)
@@ -237,13 +236,13 @@ def record(draft: Draft, job: Job, command: RecordRefund) -> None:
     draft.money_moved()
 
 
-def park(draft: Draft, error: str, outcome: PaymentOutcome) -> None:
-    """Set the refund that was under way aside for a person; others, and the order's road, go on."""
-    refund = first_pending(draft.refunds.values())
+def park(draft: Draft, error: str, outcome: PaymentOutcome, number: int | None = None) -> None:
+    """Set a refund (None: the next one) aside for a person; others, and the order's road, go on."""
+    refund = first_pending(draft.refunds.values()) if number is None else draft.refunds.get(number)
     if draft.order.charging:
         draft.end_attempt(outcome, None, error)
-    number: int | UnsetType = UNSET if refund is None else refund.number
-    draft.change("job.parked", Changes(charging=False, refund=number, last_error=error))
+    about: int | UnsetType = UNSET if refund is None else refund.number
+    draft.change("job.parked", Changes(charging=False, refund=about, last_error=error))
     if refund is None:
         draft.park(JobKind.REFUND)
         return
@@ -261,7 +260,7 @@ def retry(draft: Draft) -> bool:
     draft.change("job.revived", Changes(last_error=None))
     for refund in parked:
         draft.enter_refund(replace(refund, status=RefundStatus.PENDING, error=None))
-    draft.money_first(JobKind.REFUND)
+    draft.money_first()
     return True
 
 

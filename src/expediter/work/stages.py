@@ -271,13 +271,17 @@ async def _refund(claimed: Claimed, tools: Tools) -> WorkerCommand:
     try:
         said = await _call(_refunded(tools.gateway.refund(refund)), order, tools.call_seconds_max)
     except PaymentConflict as error:
-        return ParkJob(order_id=order.order_id, fence=job.fence, error=_conflict(error, order))
+        number, words = asked.number, _conflict(error, order)
+        return ParkJob(order_id=order.order_id, fence=job.fence, error=words, refund=number)
     if said.outcome is PaymentOutcome.DECLINED:
-        refused = f"the gateway refuses the refund: {said.error}"
-        return ParkJob(order_id=order.order_id, fence=job.fence, error=refused, outcome=said.outcome)
+        words = f"the gateway refuses the refund: {said.error}"
+        return ParkJob(
+            order_id=order.order_id, fence=job.fence, error=words, outcome=said.outcome, refund=asked.number
+        )
     return RecordRefund(
         order_id=order.order_id,
         fence=job.fence,
+        refund=asked.number,
         outcome=said.outcome,
         reference=said.reference,
         error=said.error,

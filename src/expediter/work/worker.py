@@ -270,8 +270,9 @@ def _interrupted(claimed: Claimed, order: Order) -> WorkerCommand:
     error = "the service stopped during the call to the gateway"
     if claimed.job.kind is JobKind.CHARGE:
         return RecordPayment(order_id=order_id, fence=fence, outcome=unknown, error=error, counts=False)
-    if claimed.job.kind is JobKind.REFUND:
-        return RecordRefund(order_id=order_id, fence=fence, outcome=unknown, error=error)
+    if claimed.refund is not None:
+        number = claimed.refund.number
+        return RecordRefund(order_id=order_id, fence=fence, refund=number, outcome=unknown, error=error)
     if claimed.job.kind in (JobKind.CAPTURE, JobKind.VOID):
         return RecordReserved(order_id=order_id, fence=fence, outcome=unknown, error=error)
     return ReleaseJob(order_id=order_id, fence=fence)
