@@ -8,6 +8,7 @@ ExpediterError
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
 │   └── MoneyInFlight      a charge or refund has no outcome yet
+├── CallbackRefused        what says that it comes from the gateway has no signature, a wrong one, or an old one
 ├── UnknownPayment         the gateway tells of a payment that no order has asked for
 ├── CursorGone             what follows a reader of the feed cannot be read any more (store/feed.py)
 ├── PreconditionFailed     `If-Match` names another version
@@ -93,6 +94,10 @@ class OrderNotFound(ExpediterError):
         """Remember which id was asked for."""
         self.order_id = order_id
         super().__init__("Order not found")
+
+
+class CallbackRefused(ExpediterError):
+    """A call that says it is the gateway's, and cannot show it."""
 
 
 class UnknownPayment(ExpediterError):

@@ -330,7 +330,9 @@ def _hear_charge(draft: Draft, command: HearGateway) -> None:
         if order.payment_status is PaymentStatus.ACTION_REQUIRED or draft.job is None:
             return
         _end_attempt(draft, command)
-        _must_act(draft, command.action, command.action_until, command.error)
+        until = draft.now + command.action_in
+        until = until if command.action_until is None else min(until, command.action_until)
+        _must_act(draft, command.action, until, command.error)
         draft.job = replace(draft.job, fence=draft.job.fence + 1, dead_at=None)
         draft.try_later(draft.job, 0, 0)
         return

@@ -71,10 +71,12 @@ class ReportFulfilment(Change, frozen=True, gc=False, kw_only=True):
 class RefundOrder(Change, frozen=True, gc=False, kw_only=True):
     """Give back `amount` (decimal text in the order's currency; None: all that is left) of what was paid.
 
-    One `by_hand` was made outside already, under the name `reference`.
+    An amount that was a `number` may have the noise of a sum of floats. One `by_hand` was made outside already,
+    under the name `reference`.
     """
 
     amount: str | None = None
+    number: bool = False
     reason: str | None = None
     by_hand: bool = False
     reference: str | None = None
@@ -162,7 +164,9 @@ class RecordReserved(RecordCall, frozen=True, gc=False, kw_only=True):
 class HearGateway(Command, frozen=True, gc=False, kw_only=True):
     """Take what the gateway says of a payment by itself: it may come twice, late, early, or out of order.
 
-    `key` is the payment's, `outcome` where it is (UNKNOWN: it is under way); amounts are whole minor units.
+    `key` is the payment's, `outcome` where it is (UNKNOWN: it is under way); amounts are whole minor units. A
+    customer who must act has `action_in` microseconds, and not longer than until `action_until` (the gateway's
+    limit).
     """
 
     key: str
@@ -175,6 +179,7 @@ class HearGateway(Command, frozen=True, gc=False, kw_only=True):
     reference: str | None = None
     error: str | None = None
     action: str | None = None
+    action_in: int = 900_000_000
     action_until: int | None = None
 
 

@@ -16,7 +16,7 @@ from expediter.errors import Conflict, Fault, InvalidInput, MoneyInFlight
 from expediter.orders.commands import RecordRefund, RefundOrder
 from expediter.orders.draft import Draft
 from expediter.orders.events import Changes
-from expediter.orders.money import MoneyError, format_minor, parse_minor
+from expediter.orders.money import MoneyError, format_minor, nearest_minor, parse_minor
 from expediter.orders.order import (
     Job,
     JobKind,
@@ -48,7 +48,7 @@ def request(draft: Draft, command: RefundOrder) -> None:
     if command.by_hand:
         # What is parked may just be what was now made by hand.
         left += sum(refund.amount_minor for refund in _parked(draft))
-    amount = left if command.amount is None else _amount(command.amount, order.currency)
+    amount = left if command.amount is None else _amount(command.amount, order.currency, number=command.number)
     if amount > left or amount == 0:
         currency = order.currency
         raise Conflict(
@@ -62,9 +62,9 @@ def request(draft: Draft, command: RefundOrder) -> None:
         draft.money_first()
 
 
-def _amount(text: str, currency: str) -> int:
+def _amount(text: str, currency: str, *, number: bool) -> int:
     try:
-        amount = parse_minor(Decimal(text), currency)
+        amount = nearest_minor(Decimal(text), currency) if number else parse_minor(Decimal(text), currency)
     except (MoneyError, InvalidOperation) as error:
         wrong = str(error) if isinstance(error, MoneyError) else "must be an amount"
         raise InvalidInput([Fault("/amount", wrong)]) from error

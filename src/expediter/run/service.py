@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +17,18 @@ from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
 from expediter.backends.tasks import Background
-from expediter.errors import BrokerUnavailable
+from expediter.errors import BrokerUnavailable, CallbackRefused
 from expediter.fulfilment import Fulfiller, open_fulfiller
+from expediter.orders.commands import HearGateway
 from expediter.orders.order import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
+from expediter.payments.callbacks import open_secret, read_callback, verify
 from expediter.queued.applier import Applier
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.reader import AcceptedOrders
 from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
-from expediter.settings import Intake, Settings
+from expediter.settings import Intake, PaymentCapture, Settings
 from expediter.store import lookups
 from expediter.store.committer import Committer
 from expediter.store.installation import bind_key_prefix, is_bound_to
@@ -230,7 +232,23 @@ def _gateway(settings: Settings) -> PaymentGateway:
         latency_ms_min=settings.payment_mock_latency_min,
         latency_ms_max=settings.payment_mock_latency_max,
         token=settings.payment_gateway_token.get_secret_value() if settings.payment_gateway_token else None,
+        reserving=settings.payment_capture is PaymentCapture.ON_COMPLETION,
     )
+
+
+def hearing(settings: Settings) -> Callable[[Mapping[str, str], bytes], HearGateway]:
+    """Return what reads a callback of the payment gateway. Raises ConfigurationError for a secret that is none."""
+    secret = settings.payment_gateway_secret
+    webhook = open_secret(secret.get_secret_value(), "PAYMENT_GATEWAY_SECRET") if secret else None
+    action_in = int(settings.payment_action_seconds * MICROSECONDS)
+
+    def hear(headers: Mapping[str, str], body: bytes) -> HearGateway:
+        if webhook is None:
+            raise CallbackRefused("Set PAYMENT_GATEWAY_SECRET to the secret that the gateway signs with")
+        verify(webhook, headers, body)
+        return read_callback(body, settings.gateway_key_prefix, action_in)
+
+    return hear
 
 
 def _worker(
@@ -257,6 +275,8 @@ def _worker(
         key_prefix=settings.gateway_key_prefix,
         fulfilment_attempts_max=settings.fulfilment_retry_attempts,
         report_in=None if late is None else int(late * MICROSECONDS),
+        capture_later=settings.payment_capture is PaymentCapture.ON_COMPLETION,
+        action_in=int(settings.payment_action_seconds * MICROSECONDS),
     )
     return Worker(
         committer,

@@ -32,6 +32,13 @@ class Intake(StrEnum):
     QUEUED = "queued"
 
 
+class PaymentCapture(StrEnum):
+    """When the money of an order is taken."""
+
+    AT_ONCE = "at_once"
+    ON_COMPLETION = "on_completion"
+
+
 class Compat(StrEnum):
     """The order service whose clients are understood, besides Expediter's own."""
 
@@ -270,6 +277,23 @@ class Settings(BaseSettings):
     )
     payment_gateway_token: SecretStr | None = Field(
         None, description="the bearer token that a gateway at an address is asked with"
+    )
+    payment_gateway_secret: SecretStr | None = Field(
+        None,
+        description="`whsec_...`: what the gateway signs its callbacks with (Standard Webhooks); without it they "
+        "are refused",
+    )
+    payment_capture: Annotated[PaymentCapture, BeforeValidator(_small)] = Field(
+        PaymentCapture.AT_ONCE,
+        description="`at_once`: the money is taken before the order is carried out; `on_completion`: it is "
+        "reserved, and taken when the order is completed",
+    )
+    payment_action_seconds: float = Field(
+        900,
+        ge=1,
+        le=7 * 86_400,
+        description="seconds that a customer has to confirm a payment (3-D Secure); then it is voided and the "
+        "order is cancelled",
     )
     gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",

@@ -13,12 +13,12 @@ from sqlalchemy.sql import Executable
 from expediter.backends.databases import Connection
 from expediter.errors import DuplicateOrder, OrderUnreadable
 from expediter.orders.events import Event
-from expediter.orders.order import NEVER, Attempt, Job, Line, Order, Status
+from expediter.orders.order import NEVER, Attempt, Job, Line, Order, OrderRefund, Status
 from expediter.orders.resilience import Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
-from expediter.store.rows import lines_by_order, read_attempt, read_order_and_job, read_orders
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, among
+from expediter.store.rows import lines_by_order, read_attempt, read_order_and_job, read_orders, read_refund
+from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, REFUNDS, among
 from expediter.store.submissions import PageQuery
 
 
@@ -93,6 +93,15 @@ async def order_and_job(
     order, job = read_order_and_job(rows[0])
     attempts = await attempts_of(connection, order_id)
     return order, job, attempts, await connection.now()
+
+
+async def order_and_refunds(connection: Connection, order_id: str) -> tuple[Order, list[OrderRefund]] | None:
+    """Return an order and its refunds, by their numbers."""
+    rows = await connection.fetch(_ORDER_AND_JOB, order_id=order_id)
+    if not rows:
+        return None
+    order, _ = read_order_and_job(rows[0])
+    return order, [read_refund(row) for row in await connection.fetch(REFUNDS, ids=[order_id])]
 
 
 async def order_job_and_lines(connection: Connection, order_id: str, *, placing: bool = False) -> Whole | None:

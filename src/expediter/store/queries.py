@@ -14,7 +14,7 @@ from expediter.backends.cache import Cache, Entry
 from expediter.backends.databases import Connection, Database
 from expediter.errors import OrderNotFound, OrderUnreadable
 from expediter.orders.documents import order_document
-from expediter.orders.order import Attempt, Job, Order, Status
+from expediter.orders.order import Attempt, Job, Order, OrderRefund, Status
 from expediter.orders.resilience import Breaker
 from expediter.store import lookups
 from expediter.store.feed import Feed
@@ -227,6 +227,14 @@ class Queries:
         """Return an order, its job, its payment attempts and the database's time. Raises OrderNotFound."""
         await self._accepted.until_stored(order_id)
         found = await self._database.read(partial(lookups.order_and_job, order_id=order_id))
+        if found is None:
+            raise OrderNotFound(order_id)
+        return found
+
+    async def refunds(self, order_id: str) -> tuple[Order, list[OrderRefund]]:
+        """Return an order and its refunds, the oldest first. Raises OrderNotFound."""
+        await self._accepted.until_stored(order_id)
+        found = await self._database.read(partial(lookups.order_and_refunds, order_id=order_id))
         if found is None:
             raise OrderNotFound(order_id)
         return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.orders.commands import HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
 from expediter.queued.intake import QueuedIntake
@@ -24,6 +25,8 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `hear` reads what the payment gateway tells by itself: headers and body, into a command (or CallbackRefused).
+
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
 
@@ -36,6 +39,7 @@ class Context:
     working: bool
     ended: Callable[[], list[str]]
     verify: Callable[[float], Awaitable[Verified | None]]
+    hear: Callable[[Mapping[str, str], bytes], HearGateway]
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

@@ -27,6 +27,7 @@ Every refusal is a problem document (RFC 9457) that also carries `error`, one se
 #: The tags, in the order in which the pages show them.
 _TAGS = {
     "orders": "Place orders, read them, and change them.",
+    "payments": "An order's money: what goes back, and what the payment gateway tells by itself.",
     "events": "Every change of every order, in the order in which it was stored.",
     "progress": "How things stand: one order explained, counts and averages, the queue.",
     "service": "Whether the service is well, and the pages that describe it.",

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from expediter.errors import FAULTS_MAX, Fault, InvalidInput
-from expediter.orders.commands import PlaceOrder
+from expediter.orders.commands import PlaceOrder, RefundOrder
 from expediter.orders.money import (
     AMOUNT_MINOR_MAX,
     CURRENCY_DIGITS,
@@ -75,6 +75,18 @@ class FulfilmentBody(msgspec.Struct, forbid_unknown_fields=True):
     reference: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
+class RefundBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Money to give back: `amount` in the order's currency, without it all that is left.
+
+    One `by_hand` was made outside already; `reference` is its name there.
+    """
+
+    amount: Amount | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] | None = None
+    by_hand: bool = False
+    reference: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
 class PopulateBody(msgspec.Struct, forbid_unknown_fields=True):
     """How many orders to make up, and what to call them: their ids are `sim_{batch_id}_1`, `_2` and so on."""
 
@@ -114,7 +126,7 @@ def decode(body: bytes, kind: type[T], *, faults_max: int = FAULTS_MAX) -> T:
 
 
 #: An amount as text that may be no plain decimal number: the decoder reads Python's spellings, too (1_0).
-_QUOTED_AMOUNT = re.compile(rf'"(?:price|unit_price|total_amount)"\s*:\s*"(?!{DECIMAL}")'.encode())
+_QUOTED_AMOUNT = re.compile(rf'"(?:price|unit_price|total_amount|amount)"\s*:\s*"(?!{DECIMAL}")'.encode())
 #: A colon that stands apart from its name.
 _PARTED = re.compile(rb'"\s+:')
 
@@ -170,6 +182,23 @@ class _Faults(list[Fault]):
         for part in pointer[1:].split("/"):
             value = value[int(part) if isinstance(value, list) else part]
         return not isinstance(value, str)
+
+
+def refund_order(body: RefundBody, raw: bytes, order_id: str, if_version: int | None) -> RefundOrder:
+    """Return the command for a body, decoded and as it came. Raises InvalidInput."""
+    if body.reference is not None and not body.by_hand:
+        raise InvalidInput([Fault("/reference", "is for a refund that was made by_hand")])
+    if body.amount is not None and not body.amount.is_finite():
+        raise InvalidInput([Fault("/amount", "must be a finite number")])
+    return RefundOrder(
+        order_id=order_id,
+        amount=None if body.amount is None else str(body.amount),
+        number=body.amount is not None and _Faults(raw).is_number("/amount"),
+        reason=body.reason,
+        by_hand=body.by_hand,
+        reference=body.reference,
+        if_version=if_version,
+    )
 
 
 def place_order(body: OrderBody, raw: bytes, *, fresh_id: str, currency: str, stages: Stages) -> PlaceOrder:

@@ -19,6 +19,7 @@ from expediter.orders.order import (
     Order,
     PaymentOutcome,
     PaymentStatus,
+    RefundStatus,
     Stages,
     Status,
 )
@@ -62,11 +63,13 @@ _FIELDS: Mapping[tuple[str, str], Schema] = {
     },
     ("ItemBody", "price"): _AMOUNT,
     ("ItemBody", "unit_price"): _AMOUNT,
+    ("RefundBody", "amount"): _AMOUNT,
     ("LineDocument", "price"): {"anyOf": [{"type": "number"}, {"type": "null"}]},
 }
 #: The same by the field's name alone, in whatever is answered.
 _NAMES: Mapping[str, Schema] = {
     "total_amount": {"type": "number"},
+    "amount": {"type": "number"},
     "metadata": {"type": "object", "additionalProperties": _METADATA_VALUE},
 }
 #: The words that a field may have.
@@ -79,7 +82,8 @@ _WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("EventDocument", "type"): EVENT_TYPES,
     ("FeedEventDocument", "type"): EVENT_TYPES,
     ("NextAction", "action"): tuple(JobKind),
-    ("AttemptDocument", "action"): ("charge", "refund"),
+    ("AttemptDocument", "action"): ("charge", "capture", "void", "refund"),
+    ("RefundDocument", "status"): tuple(RefundStatus),
     ("AttemptDocument", "outcome"): tuple(PaymentOutcome),
     ("Dependency", "status"): ("ok", "degraded", "down"),
     ("Health", "status"): ("healthy", "degraded", "unhealthy"),
@@ -171,10 +175,44 @@ _PLACED_AT = _DOCUMENT["created_at"]
 _BUCKET = {"count": 0}
 _ALIVE = {"status": "ok"}
 
+_REFUND = {
+    "number": 1,
+    "order_id": _ID,
+    "status": "succeeded",
+    "amount": 12.99,
+    "amount_minor": 1299,
+    "currency": "USD",
+    "reason": "One burger was missing",
+    "by_hand": False,
+    "reference": "re_1",
+    "error": None,
+    "requested_at": _PLACED_AT,
+    "settled_at": _PLACED_AT,
+}
 #: An example of each body, by the name of its type. What is sent can be sent as it is.
 EXAMPLES: Mapping[str, Any] = {
     "OrderBody": _BODY,
     "StatusBody": {"status": "cancelled"},
+    "RefundBody": {"amount": 12.99, "reason": "One burger was missing"},
+    "RefundDocument": _REFUND,
+    "Refunds": {
+        "refunds": [_REFUND],
+        "captured_minor": 5998,
+        "refunded_minor": 1299,
+        "refunding_minor": 0,
+        "left_minor": 4699,
+    },
+    "CallbackBody": {
+        "id": "pay_1",
+        "key": "6f1c5c0e-1d1b-5d57-9d0e-7f2c8a1b9e43",
+        "order_id": _ID,
+        "status": "succeeded",
+        "amount_minor": 5998,
+        "currency": "USD",
+        "captured_minor": 5998,
+        "refunded_minor": 0,
+        "created_at": _PLACED_AT,
+    },
     "FulfilmentBody": {"outcome": "done", "reference": "K-17"},
     "PopulateBody": {"total_entries": 4},
     "AdminBody": {"count": 10},

@@ -44,13 +44,16 @@ from expediter.orders.order import (
 )
 from expediter.orders.resilience import BACKOFF_BASE, backoff
 from expediter.payments import Action, Charge, Payment, PaymentGateway, PaymentState, Refund, Refunded, RefundState
+from expediter.payments.callbacks import (
+    ERROR_CHARACTERS_MAX,
+    REFERENCE_CHARACTERS_MAX,
+    fitting,
+    stored_action,
+)
 from expediter.store.submissions import Claimed
 
 #: Seconds that one call to the outside may take, at most; with a short lease it is half of that.
 CALL_SECONDS_MAX = 15.0
-#: Characters of what the outside says that are stored: its name for a payment, and its words.
-REFERENCE_CHARACTERS_MAX = 128
-ERROR_CHARACTERS_MAX = 500
 #: Seconds that a gateway may ask us to wait before the next try, at most.
 RETRY_AFTER_SECONDS_MAX = 3600.0
 #: The pauses between two looks at a payment that waits for its customer (microseconds).
@@ -124,7 +127,7 @@ async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
     retry_in = max(said.wait, backoff(job.failures + 1, tools.random(), tools.payment_retry_delay))
     action, until = None, None
     if outcome is PaymentOutcome.ACTION_REQUIRED:
-        action, until = _stored_action(said.action), _deadline(said.action, order, tools, now)
+        action, until = stored_action(said.action), _deadline(said.action, order, tools, now)
         retry_in = _next_look(order, until, now)
     return RecordPayment(
         order_id=order.order_id,
@@ -139,13 +142,6 @@ async def _charge(claimed: Claimed, tools: Tools, now: int) -> WorkerCommand:
         action=action,
         action_until=until,
     )
-
-
-def _stored_action(action: Action | None) -> str | None:
-    if action is None:
-        return None
-    shown = {"type": action.type, "url": action.url, "client_secret": action.client_secret}
-    return msgspec.json.encode({name: value for name, value in shown.items() if value is not None}).decode()
 
 
 def _deadline(action: Action | None, order: Order, tools: Tools, now: int) -> int:
@@ -316,7 +312,7 @@ async def _call(call: Awaitable[_Found], order: Order, seconds_max: float) -> _S
     try:
         async with asyncio.timeout(seconds_max):
             found = await call
-        reference = _fitting(found.reference, REFERENCE_CHARACTERS_MAX)
+        reference = fitting(found.reference, REFERENCE_CHARACTERS_MAX)
         return _Said(found.outcome, reference, found.error, action=found.action)
     except PaymentConflict:
         raise
@@ -341,13 +337,7 @@ def _words(error: Exception, order: Order) -> str:
     token = order.payment_token
     if token is not None and len(token) >= TOKEN_CHARACTERS_MIN:
         text = text.replace(token, "***")
-    return _fitting(text, ERROR_CHARACTERS_MAX)
-
-
-def _fitting(text: str, characters_max: int) -> str:
-    """Return a text of the outside as every database can store it, and no longer than that."""
-    plain = "".join(each if each.isprintable() else " " for each in text.encode("utf-8", "replace").decode())
-    return plain if len(plain) <= characters_max else f"{plain[: characters_max - 1]}…"
+    return fitting(text, ERROR_CHARACTERS_MAX)
 
 
 async def _fulfil(claimed: Claimed, tools: Tools) -> WorkerCommand:

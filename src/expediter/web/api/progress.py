@@ -131,12 +131,22 @@ def _why(order: Order, job: Job | None, breaker: Breaker, now: int, *, by_hand: 
             asked = " POST to its /retry to try again, or to its /cancel."
         return f"It is {order.status}; nothing more will happen to it unasked.{asked}"
     if job.dead_at is not None:
+        if order.payment_status in (PaymentStatus.VOIDED, PaymentStatus.DECLINED):
+            return "It is done, and not paid: what was reserved has expired. POST to its /retry to charge it anew."
+        if job.kind is JobKind.REFUND:
+            return (
+                "A refund is parked: see its /refunds. POST to its /retry to ask the gateway again, or record "
+                'one that was made by hand: POST {"amount": ..., "by_hand": true} to its /refunds.'
+            )
         return "It is parked: see last_error, mend the cause, then POST to its /retry."
     if job.kind is JobKind.REPORT:
         late = " It is overdue." if order.last_error and job.due_at == NEVER else ""
         return f"It was handed over; whoever carries it out reports by POST to its /fulfilment.{late}"
     if job.holder is not None and job.due_at > now:
         return f"A worker is at it ({job.kind}) and has until {timestamp(job.due_at)} to report."
+    if order.payment_status is PaymentStatus.ACTION_REQUIRED and job.kind is JobKind.CHARGE:
+        until = timestamp(order.action_expires_at)
+        return f"Its customer must confirm the payment until {until}: see payment_action at the order."
     if by_hand and job.kind is JobKind.FULFIL:
         return "It waits for whoever carries it out: PATCH its /status when that is done (FULFILMENT=manual)."
     if job.kind in GATEWAY_KINDS and breaker.open_until is not None:
