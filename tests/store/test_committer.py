@@ -20,15 +20,14 @@ from expediter.errors import (
     Overloaded,
 )
 from expediter.orders.commands import CancelOrder
-from expediter.orders.order import Line, Order
 from expediter.store.committer import BUGS_IN_A_ROW
 from expediter.store.gathering import BATCH_REQUESTS_MAX, QUEUE_BYTES_MAX, QUEUE_REQUESTS_MAX
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from storing import Place, applied, ask, open_committer, place, rows
 
 
-def answer(order: Order, lines: tuple[Line, ...]) -> Answer:
-    return Answer(201, {"etag": f'"{order.version}"'}, order.order_id)
+def answer(applied: Applied) -> Answer:
+    return Answer(201, {"etag": f'"{applied.order.version}"'}, applied.order.order_id)
 
 
 async def test_requests_that_come_together_share_commits(at: Place) -> None:

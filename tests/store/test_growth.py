@@ -22,7 +22,7 @@ from expediter.backends.cache import NoCache
 from expediter.backends.databases import Connection, Database, T, open_database
 from expediter.orders.commands import CancelOrder, DeleteOrder, FulfilmentOutcome, RecordFulfilment, RecordPayment
 from expediter.orders.events import Changes, Event, Placed, replay
-from expediter.orders.order import Order, PaymentOutcome, Status
+from expediter.orders.order import PaymentOutcome, Status
 from expediter.store import schema
 from expediter.store.committer import Committer
 from expediter.store.incarnation import move_incarnation
@@ -90,8 +90,8 @@ class WatchedDatabase:
         return connection
 
 
-def answer(order: Order, _: Any) -> Answer:
-    return Answer(201, {}, order.order_id)
+def answer(applied: Applied) -> Answer:
+    return Answer(201, {}, applied.order.order_id)
 
 
 async def use_everything(at: Place, database: Database) -> None:

@@ -12,7 +12,7 @@ from expediter.backends.cache import NoCache
 from expediter.backends.databases import open_database
 from expediter.errors import OrderUnreadable, RequestFailed
 from expediter.orders.commands import CancelOrder
-from expediter.orders.order import Line, Order, Status
+from expediter.orders.order import Status
 from expediter.store.queries import NothingAccepted, Queries
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, PageQuery, Request
 from storing import Place, applied, ask, claimed, open_committer, place, rows
@@ -63,8 +63,8 @@ class Bug(Exception):
 
 
 def request_with_a_bug(order_id: str) -> Request:
-    def word(order: Order, lines: tuple[Line, ...]) -> Answer:
-        raise Bug(order.order_id)
+    def word(applied: Applied) -> Answer:
+        raise Bug(applied.order.order_id)
 
     return Request(place(order_id).command, IdempotencyKey(order_id, "f", 1_000_000), word)
 

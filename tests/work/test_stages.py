@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from expediter.errors import PaymentConflict, PaymentDeclined, PaymentUnavailable, PaymentUnknown
 from expediter.fulfilment.simulated import SimulatedFulfiller
 from expediter.orders.commands import ParkJob, RecordPayment, RecordRefund
-from expediter.orders.order import Line, PaymentOutcome, Stages, Status
-from expediter.payments import Payment, PaymentState, Refund, Refunded, RefundState
+from expediter.orders.order import JobKind, Line, PaymentOutcome, Stages, Status
+from expediter.orders.refunds import first_pending
+from expediter.payments import Action, Payment, PaymentState, Refund, Refunded, RefundState
 from expediter.store.submissions import Claimed
 from expediter.testing import ScriptedGateway
 from expediter.work.stages import ERROR_CHARACTERS_MAX, REFERENCE_CHARACTERS_MAX, Tools, run
@@ -19,7 +20,7 @@ from strategies import LEASE, NOON, SECOND, Story, place_order
 HOUR = 3600 * SECOND
 
 
-def tools(gateway: ScriptedGateway) -> Tools:
+def tools(gateway: ScriptedGateway, *, capture_later: bool = False) -> Tools:
     async def no_lines(order_id: str) -> Sequence[Line]:
         return ()
 
@@ -30,14 +31,17 @@ def tools(gateway: ScriptedGateway) -> Tools:
         lease=LEASE,
         random=lambda: 0.5,
         lines=no_lines,
+        capture_later=capture_later,
     )
 
 
-async def work(story: Story, gateway: ScriptedGateway) -> object:
+async def work(story: Story, gateway: ScriptedGateway, *, capture_later: bool = False) -> object:
     """Let a worker claim the job, run its stage and hand in what came of it."""
     story.claim()
     assert story.job is not None
-    command = await run(Claimed(story.order, story.job), tools(gateway), story.now)
+    refund = first_pending(story.refunds.values()) if story.job.kind is JobKind.REFUND else None
+    claimed = Claimed(story.order, story.job, refund=refund)
+    command = await run(claimed, tools(gateway, capture_later=capture_later), story.now)
     story.give(command)
     return command
 
@@ -139,14 +143,101 @@ def paying(state: PaymentState, story: Story, **changes: object) -> Payment:
 async def test_a_payment_that_is_not_made_yet_is_looked_up_until_it_is() -> None:
     """Whatever the gateway says but a clear yes or no leaves the outcome open; nothing is sent again."""
     story = Story.of()
-    open_states = (PaymentState.PROCESSING, PaymentState.ACTION_REQUIRED, PaymentState.AUTHORIZED)
+    open_states = (PaymentState.PROCESSING, PaymentState.PROCESSING)
     gateway = ScriptedGateway([paying(state, story) for state in (*open_states, PaymentState.SUCCEEDED)])
     for _ in open_states:
         await work(story, gateway)
         assert story.order.payment_status == "unknown"
     await work(story, gateway)
     assert story.order.payment_status == "paid"
-    assert [call.what for call in gateway.calls] == ["charge", "find", "find", "find"]
+    assert [call.what for call in gateway.calls] == ["charge", "find", "find"]
+
+
+async def test_a_customer_who_must_act_is_waited_for() -> None:
+    """The order says what is to be done; the gateway is asked until it is, and nothing is charged again."""
+    story = Story.of()
+    action = Action(type="redirect", url="https://bank.example/1")
+    waits = paying(PaymentState.ACTION_REQUIRED, story, action=action)
+    gateway = ScriptedGateway([waits, waits, paying(PaymentState.SUCCEEDED, story)])
+    await work(story, gateway)
+    assert (story.order.status, story.order.payment_status) == ("payment_processing", "action_required")
+    assert story.order.payment_action == '{"type":"redirect","url":"https://bank.example/1"}'
+    assert story.order.action_expires_at == story.now + 900 * SECOND
+    version = story.order.version
+    await work(story, gateway)
+    assert story.order.version == version
+    await work(story, gateway)
+    assert (story.order.status, story.order.payment_status) == ("processing", "paid")
+    assert story.order.payment_action is None
+    assert [call.what for call in gateway.calls] == ["charge", "find", "find"]
+
+
+async def test_a_customer_who_does_not_act_in_time_finds_the_order_cancelled() -> None:
+    """The payment is voided at the gateway first, and the order says why it is cancelled."""
+    story = Story.of()
+    waits = paying(PaymentState.ACTION_REQUIRED, story, action=Action(type="redirect", url="https://b.example"))
+    gateway = ScriptedGateway([waits, waits, paying(PaymentState.VOIDED, story)])
+    await work(story, gateway)
+    story.wait(900 * SECOND)
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["charge", "find", "void"]
+    assert (story.order.status, story.order.payment_status) == ("cancelled", "voided")
+    assert story.order.last_error == "the customer did not confirm the payment in time"
+
+
+async def test_a_customer_who_acts_in_the_last_moment_has_paid() -> None:
+    """The void comes too late, and the gateway says so: nothing is cancelled."""
+    story = Story.of()
+    waits = paying(PaymentState.ACTION_REQUIRED, story, action=Action(type="redirect", url="https://b.example"))
+    gateway = ScriptedGateway([waits, waits, paying(PaymentState.SUCCEEDED, story)])
+    await work(story, gateway)
+    story.wait(900 * SECOND)
+    await work(story, gateway)
+    assert (story.order.status, story.order.payment_status) == ("processing", "paid")
+
+
+async def test_money_is_reserved_and_captured_when_the_order_is_completed() -> None:
+    """The charge only authorizes; what is captured is the whole."""
+    story, gateway = Story.of(), ScriptedGateway()
+    await work(story, gateway, capture_later=True)
+    assert (story.order.status, story.order.payment_status) == ("processing", "authorized")
+    assert (story.order.authorized_minor, story.order.captured_minor) == (2598, 0)
+    story.fulfil()
+    assert (story.order.status, story.order.at_rest) == ("completed", False)
+    gateway = ScriptedGateway([paying(PaymentState.SUCCEEDED, story)])
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["capture"]
+    assert (story.order.payment_status, story.order.captured_minor) == ("paid", 2598)
+    assert story.order.at_rest
+
+
+async def test_reserved_money_is_let_go_of_when_the_order_is_cancelled() -> None:
+    """Nothing was captured, so nothing is refunded."""
+    story, gateway = Story.of(), ScriptedGateway()
+    await work(story, gateway, capture_later=True)
+    story.cancel()
+    assert (story.order.payment_status, story.order.at_rest) == ("authorized", False)
+    gateway = ScriptedGateway([paying(PaymentState.VOIDED, story)])
+    await work(story, gateway)
+    assert [call.what for call in gateway.calls] == ["void"]
+    assert (story.order.payment_status, story.order.at_rest) == ("voided", True)
+
+
+async def test_a_reservation_that_has_expired_is_charged_anew_by_a_retry() -> None:
+    """The order is completed and not paid: it is parked and says so; the retry uses a new key."""
+    story, gateway = Story.of(), ScriptedGateway()
+    await work(story, gateway, capture_later=True)
+    story.fulfil()
+    await work(story, ScriptedGateway([paying(PaymentState.VOIDED, story)]))
+    assert (story.order.status, story.order.payment_status) == ("completed", "voided")
+    assert story.order.last_error is not None and "expired" in story.order.last_error
+    assert story.job is not None and story.job.dead_at is not None
+    story.retry()
+    gateway = ScriptedGateway()
+    await work(story, gateway, capture_later=True)
+    assert (story.order.status, story.order.payment_status) == ("completed", "paid")
+    assert len(set(story.keys)) == 2
+    assert story.order.at_rest
 
 
 async def test_a_payment_that_is_found_declined_or_voided_failed() -> None:

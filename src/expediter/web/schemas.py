@@ -107,7 +107,7 @@ def refine(components: dict[str, Schema]) -> None:
                 _each_text(found, "enum", list(_WORDS[name, field]))
             elif field == "at" or field.endswith("_at"):
                 _each_text(found, "format", "date-time")
-            if field == "order_id" and name.endswith("Body"):
+            if field == "order_id" and name.endswith("Body") and "anyOf" in found:
                 found["anyOf"] = [ORDER_ID if each["type"] == "string" else each for each in found["anyOf"]]
         if name.endswith("Body"):
             _bound(schema)
