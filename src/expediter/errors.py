@@ -27,6 +27,7 @@ ExpediterError
 │   ├── PaymentUnavailable definite: the charge did not happen; try again with the same key
 │   ├── PaymentConflict    the key was used for something else, which is a bug: a person must look
 │   └── PaymentUnknown     no answer: the charge may or may not have happened
+├── CallbackRefused        a callback whose signature is wrong or old, or that cannot be read
 ├── FulfilmentError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
 │   └── FulfilmentUnavailable
@@ -232,6 +233,10 @@ class PaymentConflict(PaymentError):
 
 class PaymentUnknown(PaymentError):
     """The gateway did not answer; money may have moved."""
+
+
+class CallbackRefused(ExpediterError):
+    """A callback whose signature is wrong or old, or that cannot be read."""
 
 
 class FulfilmentError(ExpediterError):

@@ -265,11 +265,20 @@ class Settings(BaseSettings):
     payment_gateway: str = Field(
         "simulated",
         description="where money moves: `simulated`; `simulated:///ledger/file?seed=7`, with a durable ledger and "
-        "a repeatable run; `https://host/base`, a gateway behind the HTTP payment protocol; or "
+        "a repeatable run; `https://host/base`, a gateway behind the HTTP payment protocol; `stripe:`; or "
         "`python:package.module:Name`, a class of your own (docs/payments.md)",
     )
     payment_gateway_token: SecretStr | None = Field(
         None, description="the bearer token that a gateway at an address is asked with"
+    )
+    stripe_api_key: SecretStr | None = Field(
+        None, description="the secret or restricted key of the account at Stripe (`sk_...`, `rk_...`)"
+    )
+    stripe_api_base: str | None = Field(
+        None, description="another server than Stripe's, for tests: it is sent the key"
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        None, description="the signing secret of Stripe's callbacks (`whsec_...`)"
     )
     gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",
