@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -40,7 +40,10 @@ class Refused(Exception):
 
 
 class FakeStripe:
-    """PaymentIntents and refunds in memory. `faults` has what becomes of the next requests of each kind."""
+    """PaymentIntents and refunds in memory.
+
+    `faults` has what becomes of the next requests of each kind, `before` what happens before the next one is read.
+    """
 
     def __init__(self) -> None:
         self.intents: dict[str, dict[str, Any]] = {}
@@ -49,6 +52,7 @@ class FakeStripe:
         self.asked: list[tuple[str, Form, str | None]] = []
         self.versions: set[str | None] = set()
         self.address = ""
+        self.before: dict[str, Callable[[], Awaitable[object]]] = {}
         self.searchable = True
         self.now = int(time.time())
         self._saved: dict[str, tuple[str, int, dict[str, Any]]] = {}
@@ -67,6 +71,8 @@ class FakeStripe:
         key = request.headers.get("Idempotency-Key")
         self.asked.append((what, form, key))
         self.versions.add(request.headers.get("Stripe-Version"))
+        if what in self.before:
+            await self.before.pop(what)()
         if request.headers["Authorization"] != f"Bearer {API_KEY}":
             return _answer(401, {"error": {"message": "Invalid API Key provided: sk_test_****cret"}})
         print_ = json.dumps([request.path, form], sort_keys=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,6 +387,7 @@ async def test_what_the_shop_has_made_must_be_of_this_order() -> None:
             with pytest.raises(PaymentDeclined, match=words):
                 await gateway.charge(replace(CHARGE, token=token))
         assert fake.taken == 0
+        assert [fake.intents[id]["metadata"] for id in ("pi_1", "pi_2")] == [{}, {}]
 
 
 async def test_one_payment_pays_one_order() -> None:
@@ -398,6 +403,18 @@ async def test_one_payment_pays_one_order() -> None:
         async with another(fake) as third:
             with pytest.raises(PaymentConflict, match="another order"):
                 await third.charge(loser)
+        assert fake.taken == 1299
+
+
+async def test_a_payment_that_another_order_has_meanwhile_is_left_alone() -> None:
+    """It had no name on it when it was read; before ours is written, another order is paid by it."""
+    async with stripe() as (gateway, fake), another(fake) as other:
+        fake.intent()
+        theirs = replace(CHARGE, token="pi_1", key="k2", order_id="A2")
+        fake.before["update"] = lambda: other.charge(theirs)
+        with pytest.raises(PaymentConflict):
+            await gateway.charge(replace(CHARGE, token="pi_1"))
+        assert fake.intents["pi_1"]["metadata"] == {"order_id": "A2", "expediter_key": "k2"}
         assert fake.taken == 1299
 
 
@@ -431,6 +448,7 @@ async def test_all_payments_of_a_span_are_listed_the_oldest_first() -> None:
         times = [begin + 7] * 250 + [begin + 40_000 + 3 * number for number in range(120)] + [fake.now]
         for number, at in enumerate(times):
             fake.intent(created=at, status="succeeded", metadata={"expediter_key": f"k{number}", "order_id": "A"})
+        fake.intent(created=begin, status="succeeded", metadata={"expediter_key": "before"})
         fake.intent(created=begin + 8, status="succeeded")
         fake.intent(created=begin + 9, metadata={"expediter_key": "unconfirmed"})
         since, until = begin * 1_000_000 + 1, fake.now * 1_000_000
@@ -532,6 +550,60 @@ def test_garbage_that_is_signed_is_refused_too(document: object) -> None:
     """A body by the right hand that is no event."""
     with pytest.raises(CallbackRefused):
         read_event(SECRET, *signed(document))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MEANINGS = {
+    "declined": PaymentDeclined,
+    "conflict": PaymentConflict,
+    "not done": PaymentUnavailable,
+    "unknown": PaymentUnknown,
+}
+ROWS = [
+    (int(status), "idempotency_error" in said, meaning)
+    for said, meaning in re.findall(
+        r"^\| (`\d{3}`.*) \| (declined|conflict|not done|unknown)\b.* \|$",
+        (ROOT / "docs" / "payments.md").read_text(encoding="utf-8"),
+        re.M,
+    )
+    for status in re.findall(r"`(\d{3})`", said)
+]
+
+
+@pytest.mark.parametrize(("status", "conflict", "meaning"), ROWS)
+async def test_an_answer_means_what_the_page_says(status: int, conflict: bool, meaning: str) -> None:
+    """Each row of the page's table of Stripe's answers."""
+    kind = "idempotency_error" if conflict else "invalid_request_error"
+    async with stripe() as (gateway, fake):
+        fake.faults["create"].append(Fault(status, {"type": kind, "message": "No"}))
+        with pytest.raises(MEANINGS[meaning]):
+            await gateway.charge(CHARGE)
+
+
+def test_the_pages_table_is_whole() -> None:
+    """Every meaning has a row that was read."""
+    assert {meaning for _, _, meaning in ROWS} == set(MEANINGS)
+    assert len(ROWS) == 8
+
+
+def test_without_the_library_it_says_what_to_install() -> None:
+    """And nothing else of the program needs it."""
+    program = """
+import sys
+sys.modules["stripe"] = None
+from expediter.payments import open_gateway
+given = {"success_rate": 1, "latency_ms_min": 0, "latency_ms_max": 0}
+open_gateway("simulated", **given)
+try:
+    open_gateway("stripe:", **given, stripe_api_key="sk_test")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout.startswith("ConfigurationError")
+    assert "pip install 'expediter[stripe]'" in ended.stdout
 
 
 def opened(address: str, **given: str) -> PaymentGateway:
