@@ -29,6 +29,7 @@ from expediter.errors import (
 )
 from expediter.payments import (
     Charge,
+    Payment,
     PaymentGateway,
     PaymentLister,
     PaymentState,
@@ -38,6 +39,7 @@ from expediter.payments import (
 )
 from expediter.payments.stripe import API_VERSION, StripeGateway
 from expediter.payments.stripe_documents import SIGNATURE_SECONDS_MAX, read_event
+from expediter.testing import exercise_gateway
 
 KEY = "9d7bb5e2-0b9f-5f6e-8d54-4f1c2f1a7b10"
 CHARGE = Charge(key=KEY, order_id="A1", amount_minor=1299, currency="USD", token="pm_card_visa")
@@ -180,6 +182,34 @@ async def test_a_lost_answer_is_looked_up(what: str, searchable: bool) -> None:
         assert found.state is PaymentState.SUCCEEDED
         assert fake.taken == 1299
         assert len(fake.intents) == 1
+
+
+async def test_whoever_has_no_patience_left_has_not_paid_twice() -> None:
+    """Stripe answers after the caller has gone; another process comes meanwhile."""
+    async with stripe() as (gateway, fake), another(fake) as other:
+        slow = asyncio.Event()
+        fake.before["confirm"] = slow.wait
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await gateway.charge(CHARGE)
+        slow.set()
+        paid = await other.find(KEY) or await other.charge(CHARGE)
+        assert paid.state is PaymentState.SUCCEEDED
+        assert fake.taken == 1299
+
+
+class WithCard(StripeGateway):
+    """The suite knows of no payment methods."""
+
+    async def charge(self, charge: Charge) -> Payment:
+        return await super().charge(charge if charge.token else replace(charge, token="pm_card_visa"))
+
+
+async def test_stripe_does_what_the_service_relies_on() -> None:
+    """The suite that every gateway is held against."""
+    async with stripe() as (_, fake):
+        shown = await exercise_gateway(lambda: WithCard(API_KEY, fake.address), declined_token=DECLINED)
+    assert len(shown) > 10
 
 
 @pytest.mark.parametrize("after", [True, False])
