@@ -18,6 +18,8 @@ BENCH_LOCK := .venv-bench/.lock
 # So do the programs that make clients of the interface, and Locust. Some of them run on Node.
 CLIENTS_PYTHON := .clients/python/.lock
 CLIENTS_NODE := .clients/node/.lock
+# And so does a server that answers like Stripe.
+LOCALSTRIPE := .localstripe/.lock
 
 define FIND_PYTHON
 	for python in python3.11 python3 python3.12 python3.13; do \
@@ -48,10 +50,14 @@ run: $(RUN_LOCK) $(PROJECT) ## Serve orders on http://127.0.0.1:8000
 test: $(DEV_LOCK) $(PROJECT) ## Run the tests
 	@$(MAKE) --no-print-directory --keep-going clients \
 	    || echo "The tests of generated clients go without what could not be installed" >&2
+	@$(MAKE) --no-print-directory localstripe || echo "The tests on localstripe are skipped" >&2
 	$(BIN)/python -m pytest
 
 .PHONY: clients
 clients: $(CLIENTS_PYTHON) $(CLIENTS_NODE) ## Install what makes clients of the interface, and Locust (needs npm)
+
+.PHONY: localstripe
+localstripe: $(LOCALSTRIPE) ## Install a server that answers like Stripe, for the tests
 
 # Some fifty minutes on two busy processors. The table is written only if all went well.
 FAULTS_TALLY := .venv/.faults.jsonl
@@ -120,13 +126,14 @@ lock: ## Renew the locked requirements (needs uv and npm)
 	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
+	@$(call LOCK,tests/payments/localstripe/requirements.in --no-annotate,tests/payments/localstripe/requirements.txt)
 	@cd tests/clients && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts
 	@cd tests/clients && node -e 'const fs = require("fs"), lock = require("./package-lock.json"); for (const each of Object.values(lock.packages)) delete each.funding; fs.writeFileSync("package-lock.json", JSON.stringify(lock, null, 2) + "\n")' --input-type=commonjs
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the builds; databases stay
-	rm -rf .venv .venv-bench .clients .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .clients .localstripe .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One lock serves every platform. Addresses stay out: where packages come from is the reader's own choice.
@@ -158,6 +165,11 @@ $(CLIENTS_PYTHON): tests/clients/requirements.txt $(VENV)
 	$(BIN)/python -m venv --clear .clients/python
 	.clients/python/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-compile \
 	    --require-hashes -r $<
+	@touch $@
+
+$(LOCALSTRIPE): tests/payments/localstripe/requirements.txt $(VENV)
+	$(BIN)/python -m venv --clear .localstripe
+	.localstripe/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # Scripts of the packages are not run: what is needed here needs none.

@@ -51,6 +51,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "aio_pika": frozenset({"backends/brokers"}),
     "aiohttp": frozenset({"backends/calls", "trial"}),
     "uvicorn": frozenset({"web/server"}),
+    "stripe": frozenset({"payments/stripe", "payments/stripe_calls", "payments/stripe_documents"}),
 }
 
 #: Where money is counted or an order decided: no float may come to be here.

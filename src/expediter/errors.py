@@ -8,7 +8,6 @@ ExpediterError
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
 │   └── MoneyInFlight      a charge or refund has no outcome yet
-├── CallbackRefused        what says that it comes from the gateway has no signature, a wrong one, or an old one
 ├── UnknownPayment         the gateway tells of a payment that no order has asked for
 ├── CursorGone             what follows a reader of the feed cannot be read any more (store/feed.py)
 ├── PreconditionFailed     `If-Match` names another version
@@ -29,6 +28,7 @@ ExpediterError
 │   ├── PaymentUnavailable definite: the charge did not happen; try again with the same key
 │   ├── PaymentConflict    the key was used for something else, which is a bug: a person must look
 │   └── PaymentUnknown     no answer: the charge may or may not have happened
+├── CallbackRefused        a callback whose signature is wrong or old, or that cannot be read
 ├── FulfilmentError
 │   ├── FulfilmentRefused  definite: this order cannot be fulfilled
 │   └── FulfilmentUnavailable
@@ -94,10 +94,6 @@ class OrderNotFound(ExpediterError):
         """Remember which id was asked for."""
         self.order_id = order_id
         super().__init__("Order not found")
-
-
-class CallbackRefused(ExpediterError):
-    """A call that says it is the gateway's, and cannot show it."""
 
 
 class UnknownPayment(ExpediterError):
@@ -242,6 +238,10 @@ class PaymentConflict(PaymentError):
 
 class PaymentUnknown(PaymentError):
     """The gateway did not answer; money may have moved."""
+
+
+class CallbackRefused(ExpediterError):
+    """A callback whose signature is wrong or old, or that cannot be read."""
 
 
 class FulfilmentError(ExpediterError):

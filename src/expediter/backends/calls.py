@@ -40,7 +40,9 @@ class Called(NamedTuple):
 class Caller:
     """Calls one address. `token` goes along as a bearer token; redirects are not followed, cookies not kept."""
 
-    def __init__(self, setting: str, address: SplitResult, token: str | None) -> None:
+    def __init__(
+        self, setting: str, address: SplitResult, token: str | None, *, answer_bytes_max: int = ANSWER_BYTES_MAX
+    ) -> None:
         """Nothing is opened yet. Raises ConfigurationError, by the name of the setting and without any secret."""
         if not address.hostname:
             raise ConfigurationError(f"{setting} has no host: write an address like https://host.example/path")
@@ -51,6 +53,7 @@ class Caller:
         self.base = address.geturl().rstrip("/")
         self.host = address.netloc
         self._headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._answer_bytes_max = answer_bytes_max
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
@@ -66,11 +69,23 @@ class Caller:
         headers = {"X-Request-ID": uuid_utils.uuid7().hex}
         if body is not None:
             headers |= {"Content-Type": "application/json", "Idempotency-Key": key}
+        return await self.send(method, self.base + path, body, headers, query=query)
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        query: Mapping[str, str] | None = None,
+    ) -> Called:
+        """Send a request that somebody else has put together. Raises NotSent, NoAnswer."""
         try:
             async with self._open().request(
-                method, self.base + path, params=query, data=body, headers=headers, allow_redirects=False
+                method, url, params=query, data=body, headers=headers, allow_redirects=False
             ) as response:
-                return Called(response.status, response.headers, await _read(response))
+                return Called(response.status, response.headers, await _read(response, self._answer_bytes_max))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotSent(f"cannot be reached: {reason(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -92,12 +107,12 @@ class Caller:
         return self._session
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > ANSWER_BYTES_MAX:
-            raise NoAnswer(f"gave an answer of more than {ANSWER_BYTES_MAX} bytes")
+        if len(body) > bytes_max:
+            raise NoAnswer(f"gave an answer of more than {bytes_max} bytes")
     return bytes(body)
 
 

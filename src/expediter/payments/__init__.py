@@ -33,7 +33,7 @@ __all__ = [
     "open_gateway",
 ]
 
-_KNOWN = "simulated, simulated:///ledger/file?seed=7, https://host/base, python:package.module:Name"
+_KNOWN = "simulated, simulated:///ledger/file?seed=7, https://host/base, stripe:, python:package.module:Name"
 
 
 def open_gateway(
@@ -44,6 +44,8 @@ def open_gateway(
     latency_ms_max: int,
     token: str | None = None,
     reserving: bool = False,
+    stripe_api_key: str | None = None,
+    stripe_api_base: str | None = None,
 ) -> PaymentGateway:
     """Return the gateway that `address` names; the rate and the latencies are the simulation's.
 
@@ -55,6 +57,8 @@ def open_gateway(
         from expediter.payments.python import load_gateway
 
         return load_gateway(address.removeprefix("python:"), reserving=reserving)
+    if address.partition(":")[0] == "stripe":
+        return _stripe(address, stripe_api_key, stripe_api_base)
     try:
         parts = urlsplit(address if "://" in address else f"{address}://")
         _ = parts.port
@@ -69,3 +73,16 @@ def open_gateway(
     return SimulatedGateway.from_address(
         parts, success_rate=success_rate, latency_ms_min=latency_ms_min, latency_ms_max=latency_ms_max
     )
+
+
+def _stripe(address: str, api_key: str | None, api_base: str | None) -> PaymentGateway:
+    # What stands behind it may be a key, and is not repeated.
+    if address not in ("stripe", "stripe:"):
+        raise ConfigurationError("PAYMENT_GATEWAY=stripe: has nothing behind it: the key goes into STRIPE_API_KEY")
+    if not api_key:
+        raise ConfigurationError("PAYMENT_GATEWAY=stripe: needs STRIPE_API_KEY, or a file in STRIPE_API_KEY_FILE")
+    try:
+        from expediter.payments.stripe import StripeGateway
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("PAYMENT_GATEWAY=stripe: needs: pip install 'expediter[stripe]'") from error
+    return StripeGateway(api_key, api_base)

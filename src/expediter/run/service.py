@@ -233,6 +233,8 @@ def _gateway(settings: Settings) -> PaymentGateway:
         latency_ms_max=settings.payment_mock_latency_max,
         token=settings.payment_gateway_token.get_secret_value() if settings.payment_gateway_token else None,
         reserving=settings.payment_capture is PaymentCapture.ON_COMPLETION,
+        stripe_api_key=settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else None,
+        stripe_api_base=settings.stripe_api_base,
     )
 
 

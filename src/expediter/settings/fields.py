@@ -272,7 +272,7 @@ class Settings(BaseSettings):
     payment_gateway: str = Field(
         "simulated",
         description="where money moves: `simulated`; `simulated:///ledger/file?seed=7`, with a durable ledger and "
-        "a repeatable run; `https://host/base`, a gateway behind the HTTP payment protocol; or "
+        "a repeatable run; `https://host/base`, a gateway behind the HTTP payment protocol; `stripe:`; or "
         "`python:package.module:Name`, a class of your own (docs/payments.md)",
     )
     payment_gateway_token: SecretStr | None = Field(
@@ -294,6 +294,15 @@ class Settings(BaseSettings):
         le=7 * 86_400,
         description="seconds that a customer has to confirm a payment (3-D Secure); then it is voided and the "
         "order is cancelled",
+    )
+    stripe_api_key: SecretStr | None = Field(
+        None, description="the secret or restricted key of the account at Stripe (`sk_...`, `rk_...`)"
+    )
+    stripe_api_base: str | None = Field(
+        None, description="another server than Stripe's, for tests: it is sent the key"
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        None, description="the signing secret of Stripe's callbacks (`whsec_...`)"
     )
     gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
         "",

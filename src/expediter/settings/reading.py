@@ -208,7 +208,9 @@ def _shown(value: object) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return a value without the password that an address may hold."""
+    """Return a value without the password that an address may hold, or the key behind `stripe:`."""
+    if text.startswith("stripe:") and text != "stripe:":
+        return "stripe:********"
     head, found, rest = text.partition("://")
     who, at, where = rest.rpartition("@")
     user, colon, _ = who.partition(":")
