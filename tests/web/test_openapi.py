@@ -201,6 +201,10 @@ def test_every_body_has_an_example_that_fits(method: str, path: str) -> None:
         jsonschema_rs.Draft202012Validator(schema).validate(content["example"])
 
 
+#: What an example comes to where it cannot succeed as it stands: nothing was paid yet, and nobody has signed it.
+REFUSED = {"refunds": 409, "callback": 401, "stripe": 401}
+
+
 @pytest.mark.parametrize(("method", "path"), [each for each in OPERATIONS if each[0] in ("post", "patch")])
 def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str) -> None:
     """Sent as it stands, to an order that was just placed where there is one in the path, it succeeds."""
@@ -216,7 +220,8 @@ def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str
         json=content.get("example"),
         headers={"X-Admin-Password": ADMIN_PASSWORD},
     )
-    assert answer.is_success, answer.text
+    refused = REFUSED.get(path.rpartition("/")[2])
+    assert answer.is_success if refused is None else answer.status_code == refused, answer.text
     assert str(answer.status_code) in operation["responses"]
 
 

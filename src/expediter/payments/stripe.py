@@ -164,6 +164,10 @@ class StripeGateway:
                 return PaymentPage(ours, f"{start}:{width}" if start < end else None)
         return PaymentPage([], f"{start}:{width}" if start < end else None)
 
+    async def payment(self, reference: str) -> Payment:
+        """Return the payment of this id: a dispute says no more. Raises what `find` raises."""
+        return payment_of(await self._retrieve(reference))
+
     async def close(self) -> None:
         """See PaymentGateway."""
         await self._caller.close()

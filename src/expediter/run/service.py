@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,10 @@ from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
 from expediter.backends.tasks import Background
-from expediter.errors import BrokerUnavailable, CallbackRefused
+from expediter.errors import BrokerUnavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
-from expediter.orders.commands import HearGateway
 from expediter.orders.order import MICROSECONDS, Line
 from expediter.payments import PaymentGateway, open_gateway
-from expediter.payments.callbacks import open_secret, read_callback, verify
 from expediter.queued.applier import Applier
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.reader import AcceptedOrders
@@ -236,21 +234,6 @@ def _gateway(settings: Settings) -> PaymentGateway:
         stripe_api_key=settings.stripe_api_key.get_secret_value() if settings.stripe_api_key else None,
         stripe_api_base=settings.stripe_api_base,
     )
-
-
-def hearing(settings: Settings) -> Callable[[Mapping[str, str], bytes], HearGateway]:
-    """Return what reads a callback of the payment gateway. Raises ConfigurationError for a secret that is none."""
-    secret = settings.payment_gateway_secret
-    webhook = open_secret(secret.get_secret_value(), "PAYMENT_GATEWAY_SECRET") if secret else None
-    action_in = int(settings.payment_action_seconds * MICROSECONDS)
-
-    def hear(headers: Mapping[str, str], body: bytes) -> HearGateway:
-        if webhook is None:
-            raise CallbackRefused("Set PAYMENT_GATEWAY_SECRET to the secret that the gateway signs with")
-        verify(webhook, headers, body)
-        return read_callback(body, settings.gateway_key_prefix, action_in)
-
-    return hear
 
 
 def _worker(

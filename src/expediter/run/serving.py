@@ -8,8 +8,9 @@ import socket
 from collections.abc import Callable
 
 from expediter.errors import ConfigurationError
+from expediter.run.hearing import Hearing
 from expediter.run.processes import Lifeline
-from expediter.run.service import Service, hearing, open_service
+from expediter.run.service import Service, open_service
 from expediter.settings import Settings
 from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
@@ -43,7 +44,7 @@ def context_of(service: Service, *, working: bool) -> Context:
         working=working,
         ended=service.ended,
         verify=Verifying(service.database).result,
-        hear=hearing(service.settings),
+        hear=Hearing(service.settings, service.gateway),
         broker=service.broker,
         intake=service.intake,
         temporary=service.temporary,

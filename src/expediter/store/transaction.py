@@ -6,7 +6,7 @@ turn, and writes everything that came of it with a handful of statements, whatev
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ from expediter.orders.commands import ClaimJob, Command, PlaceOrder, WorkerComma
 from expediter.orders.decisions import decide
 from expediter.orders.draft import Decision
 from expediter.orders.events import Event
-from expediter.orders.order import NEVER, Attempt, AttemptResult, Job, JobKind, Line, Order, OrderRefund
+from expediter.orders.order import NEVER, Job, JobKind, Line, Order
 from expediter.orders.refunds import first_pending
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store import schema
@@ -33,10 +33,10 @@ from expediter.store.breaker import SharedBreaker
 from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
 from expediter.store.incarnation import READ_AND_HOLD
 from expediter.store.jobs import FIND_DUE, FIRST_DUE, KINDS, NEXT_DUE
+from expediter.store.money import Money
 from expediter.store.rows import (
     DEAD_JOBS,
     ORDER_CHANGES,
-    attempt_row,
     changed_order_row,
     count_job,
     count_order,
@@ -47,8 +47,6 @@ from expediter.store.rows import (
     read_job,
     read_order,
     read_order_and_job,
-    read_refund,
-    refund_row,
 )
 from expediter.store.statements import (
     DELETED_ORDERS,
@@ -57,7 +55,6 @@ from expediter.store.statements import (
     LINES,
     LOCK_ORDERS,
     LOCK_ORDERS_AND_JOBS,
-    OPEN_REFUNDS,
 )
 from expediter.store.submissions import (
     Answer,
@@ -123,12 +120,8 @@ class _Batch:
         self._unreadable: dict[str, OrderUnreadable] = {}
         self._answers: dict[str, Kept] = {}
         self._new_answers: list[tuple[IdempotencyKey, Answer]] = []
-        self._refunds: dict[str, dict[int, OrderRefund]] = {}
-        self._stored_refunds: set[tuple[str, int]] = set()
-        self._changed_refunds: dict[tuple[str, int], OrderRefund] = {}
+        self._money = Money(connection)
         self.events: list[Event] = []
-        self._attempts: list[Attempt] = []
-        self._attempt_results: list[AttemptResult] = []
         self._breaker = SharedBreaker(connection)
         self._lost: set[str] = set()
         self._incarnation = 0
@@ -155,7 +148,7 @@ class _Batch:
             await self._load_held(other)
         else:
             await self._load_orders([*placing, *other])
-        await self._load_refunds(order for order, _ in self._before.values())
+        await self._money.load(order for order, _ in self._before.values())
         if used := placing + used:
             rows = await self._connection.fetch(DELETED_ORDERS, ids=used)
             self._deleted.update(row[0] for row in rows)
@@ -183,21 +176,6 @@ class _Batch:
         if rows:
             jobs = {row[0]: row for row in await self._connection.fetch(JOBS, ids=[row[0] for row in rows])}
             self._know(self._read(rows, jobs))
-
-    async def _load_refunds(self, orders: Iterable[Order | None]) -> None:
-        """Load the open refunds of those of these orders that have any: few do."""
-        ids = [
-            order.order_id
-            for order in orders
-            if order is not None and order.refunding_minor and order.order_id not in self._refunds
-        ]
-        if not ids:
-            return
-        self._refunds.update((order_id, {}) for order_id in ids)
-        for row in await self._connection.fetch(OPEN_REFUNDS, ids=ids):
-            refund = read_refund(row)
-            self._refunds[refund.order_id][refund.number] = refund
-            self._stored_refunds.add((refund.order_id, refund.number))
 
     def _read(self, rows: Sequence[Row], jobs: Mapping[str, Row]) -> list[tuple[Order, Job | None]]:
         """Return what can be read; what cannot is refused to whoever asks for it, and to nobody else."""
@@ -256,8 +234,7 @@ class _Batch:
             raise DuplicateOrder(order_id, deleted=True)
         # A process's look at the clock may be a little behind another's that changed the order before.
         now = self._now if order is None else max(self._now, order.updated_at)
-        open_refunds = self._refunds.get(order_id)
-        decision = decide(order, job, command, now, () if open_refunds is None else open_refunds.values())
+        decision = decide(order, job, command, now, self._money.refunds(order_id))
         self._record(order_id, decision)
         if isinstance(command, PlaceOrder):
             self._lines[order_id] = decision.lines
@@ -271,14 +248,8 @@ class _Batch:
         self.events += decision.events
         if decision.order is None:
             self._deleted.add(order_id)
-        for attempt in decision.attempts:
-            if isinstance(attempt, Attempt):
-                self._attempts.append(attempt)
-            else:
-                self._attempt_results.append(attempt)
-        for refund in decision.refunds:
-            self._refunds.setdefault(order_id, {})[refund.number] = refund
-            self._changed_refunds[order_id, refund.number] = refund
+        if decision.attempts or decision.refunds:
+            self._money.record(order_id, decision)
 
     def _keep(self, asked: Request, applied: Applied) -> Applied:
         assert asked.key is not None and asked.answer is not None
@@ -334,7 +305,7 @@ class _Batch:
             return []
         claimed = []
         self._know(found)
-        await self._load_refunds(order for order, _ in found)
+        await self._money.load(order for order, _ in found)
         for order, _ in found:
             command = ClaimJob(
                 order_id=order.order_id,
@@ -349,7 +320,7 @@ class _Batch:
                 continue  # another request of this batch has already taken or finished it
             changed.append(applied.order)
             if applied.job is not None and applied.job.holder == asked.holder:
-                refund = first_pending(self._refunds[order.order_id].values()) if kind is JobKind.REFUND else None
+                refund = first_pending(self._money.refunds(order.order_id)) if kind is JobKind.REFUND else None
                 claimed.append(Claimed(applied.order, applied.job, probe, refund))
         return claimed
 
@@ -395,8 +366,7 @@ class _Batch:
             await connection.remove(schema.order_lines, gone, exactly=False)
             await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
         await self._write_jobs()
-        await self._write_attempts()
-        await self._write_refunds()
+        await self._money.write()
         if self._new_answers:
             await keep_answers(self._connection, self._new_answers, self._now)
         counters = [(name, self._slot, value) for name, value in sorted(self._counted().items()) if value]
@@ -443,36 +413,6 @@ class _Batch:
             await self._connection.update(schema.jobs, _JOB_CHANGES, ("order_id",), changed)
         if gone:
             await self._connection.remove(schema.jobs, gone)
-
-    async def _write_attempts(self) -> None:
-        if self._attempts:
-            rows = [attempt_row(attempt) for attempt in self._attempts]
-            await self._connection.insert(schema.payment_attempts, rows)
-        if self._attempt_results:
-            # An outcome comes after the commit of its intent: the call itself lies between.
-            assert not {(each.order_id, each.number) for each in self._attempts} & {
-                (each.order_id, each.number) for each in self._attempt_results
-            }
-            rows = [
-                (end.finished_at, end.outcome.value, end.reference, end.error, end.order_id, end.number)
-                for end in self._attempt_results
-            ]
-            columns = ("finished_at", "outcome", "reference", "error")
-            await self._connection.update(schema.payment_attempts, columns, ("order_id", "number"), rows)
-
-    async def _write_refunds(self) -> None:
-        new, changed = [], []
-        for known, refund in self._changed_refunds.items():
-            if known in self._stored_refunds:
-                row = (refund.status.value, refund.generation, refund.reference, refund.error, refund.settled_at)
-                changed.append((*row, *known))
-            else:
-                new.append(refund_row(refund))
-        if new:
-            await self._connection.insert(schema.refunds, new)
-        if changed:
-            columns = ("status", "generation", "reference", "error", "settled_at")
-            await self._connection.update(schema.refunds, columns, ("order_id", "number"), changed)
 
     def _counted(self) -> dict[str, int]:
         total: dict[str, int] = {}

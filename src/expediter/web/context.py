@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
-from expediter.orders.commands import HearGateway
+from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
 from expediter.queued.intake import QueuedIntake
@@ -17,6 +18,19 @@ from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 
 
+class Hears(Protocol):
+    """Verifies what payment gateways tell by themselves, and reads it into commands.
+
+    Raises CallbackRefused for what is not signed, or cannot be read.
+    """
+
+    async def callback(self, headers: Mapping[str, str], body: bytes) -> HearGateway:
+        """Return the command for a payment document of the HTTP protocol."""
+
+    async def stripe(self, headers: Mapping[str, str], body: bytes) -> HearGateway | HearDispute | None:
+        """Return the command for an event of Stripe's; None: it concerns no order."""
+
+
 @dataclass
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
@@ -24,8 +38,6 @@ class Context:
     `verify` holds the database against the laws; None: it takes longer than so many seconds. `ended` names what
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
-
-    `hear` reads what the payment gateway tells by itself: headers and body, into a command (or CallbackRefused).
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -39,7 +51,7 @@ class Context:
     working: bool
     ended: Callable[[], list[str]]
     verify: Callable[[float], Awaitable[Verified | None]]
-    hear: Callable[[Mapping[str, str], bytes], HearGateway]
+    hear: Hears
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

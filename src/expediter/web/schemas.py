@@ -213,6 +213,11 @@ EXAMPLES: Mapping[str, Any] = {
         "refunded_minor": 0,
         "created_at": _PLACED_AT,
     },
+    "StripeEventBody": {
+        "id": "evt_1",
+        "type": "payment_intent.succeeded",
+        "data": {"object": {"id": "pi_1", "object": "payment_intent", "status": "succeeded"}},
+    },
     "FulfilmentBody": {"outcome": "done", "reference": "K-17"},
     "PopulateBody": {"total_entries": 4},
     "AdminBody": {"count": 10},

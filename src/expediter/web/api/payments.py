@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import msgspec
 
-from expediter.errors import CallbackRefused, Conflict, ExpediterError, OrderNotFound
+from expediter.errors import CallbackRefused, Conflict, ExpediterError, OrderNotFound, PaymentError, Unavailable
+from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.documents import RefundDocument, refund_document
 from expediter.orders.order import is_order_id
 from expediter.store.submissions import Answer, Applied, Replayed, Request
@@ -85,20 +87,64 @@ async def payment_callback(call: Call, context: Context) -> Reply:
 
     204: it is stored with the order that it concerns, or was known already. Send it again after any other answer.
     """
-    call.query()
-    body = await call.body()
-    headers = {name: text for name in _SIGNED if (text := call.header(name.encode())) is not None}
+    body = await _callback_body(call)
     try:
-        command = context.hear(headers, body)
+        command = await context.hear.callback(_headers(call, _SIGNED), body)
     except CallbackRefused as error:
-        challenge = {"WWW-Authenticate": 'Signature realm="expediter"'}
-        raise RequestRefused(401, "Unauthorized", str(error), challenge) from error
+        raise _unsigned(error) from error
+    return await _heard(call, context, command, len(body))
+
+
+async def stripe_callback(call: Call, context: Context) -> Reply:
+    """Take an event of Stripe's, signed with the endpoint's secret (`Stripe-Signature`).
+
+    204: it is stored with the order that it concerns, or concerns none.
+    """
+    body = await _callback_body(call)
+    try:
+        command = await context.hear.stripe(_headers(call, ("stripe-signature",)), body)
+    except CallbackRefused as error:
+        raise _unsigned(error) from error
+    except PaymentError as error:
+        raise Unavailable(f"Stripe cannot be asked whose payment this is: {error}") from error
+    return Reply(204) if command is None else await _heard(call, context, command, len(body))
+
+
+async def _callback_body(call: Call) -> bytes:
+    call.query()
+    require_json(call)
+    return await call.body()
+
+
+def _headers(call: Call, names: Iterable[str]) -> dict[str, str]:
+    return {name: text for name in names if (text := call.header(name.encode())) is not None}
+
+
+def _unsigned(error: CallbackRefused) -> RequestRefused:
+    challenge = {"WWW-Authenticate": 'Signature realm="expediter"'}
+    return RequestRefused(401, "Unauthorized", str(error), challenge)
+
+
+async def _heard(call: Call, context: Context, command: HearGateway | HearDispute, size: int) -> Reply:
     if not is_order_id(command.order_id):
         raise OrderNotFound(command.order_id)
-    outcome = await context.committer.submit(Request(command), len(body))
+    key = call.idempotency_key(command, context.keep)
+    outcome = await context.committer.submit(Request(command, key, _taken if key else None), size)
     if isinstance(outcome, ExpediterError):
         raise outcome
     return Reply(204)
+
+
+def _taken(applied: Applied) -> Answer:
+    return kept(Reply(204))
+
+
+class StripeEventBody(msgspec.Struct, frozen=True):
+    """An event as Stripe sends it; of other types than those in docs/payments.md nothing comes."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
 
 
 def _signed(name: str, description: str) -> Parameter:
@@ -167,9 +213,21 @@ OPERATIONS = (
         problems=(400, 401, 404, 409),
         body=CallbackBody,
         parameters=(
+            IDEMPOTENCY_KEY,
             _signed("webhook-id", "The same for every try."),
             _signed("webhook-timestamp", "Seconds since 1970, of this try; at most five minutes ago."),
             _signed("webhook-signature", "`v1,` and the signature in base64; several are parted by blanks."),
         ),
+    ),
+    Operation(
+        method="POST",
+        paths=("/api/v1/payments/stripe",),
+        handler=stripe_callback,
+        summary="Hear from Stripe",
+        tag="payments",
+        answers={204: None},
+        problems=(400, 401, 404, 409),
+        body=StripeEventBody,
+        parameters=(IDEMPOTENCY_KEY, _signed("stripe-signature", "`t=` the time and `v1=` the signature.")),
     ),
 )
