@@ -14,13 +14,14 @@ from expediter.backends.databases import open_database
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
-from expediter.run.service import open_parts, open_service
+from expediter.run.service import gateway_of, open_parts, open_service
 from expediter.settings import Settings, in_users_words, unknown_names
 from expediter.store.migrations import upgrade
 from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
 from expediter.upkeep.doctor import Finding
+from expediter.upkeep.reconcile import Reconciled, reconcile
 from expediter.upkeep.verify import verify
 from expediter.web.api.admin import SAMPLES_PER_BATCH
 from expediter.web.api.orders import new_order_id
@@ -73,6 +74,19 @@ async def verify_database(
     try:
         found.append(await verify(database, ledger=ledger, advance=advance))
     finally:
+        await database.close()
+
+
+async def reconcile_payments(
+    settings: Settings, since: int, until: int, advance: Callable[[int], None], found: list[Reconciled]
+) -> None:
+    """Compare what the gateway has of a span of time with what the orders say; add what was found to `found`."""
+    database = open_database(settings.database)
+    gateway = gateway_of(settings)
+    try:
+        found.append(await reconcile(database, gateway, since=since, until=until, advance=advance))
+    finally:
+        await gateway.close()
         await database.close()
 
 

@@ -159,7 +159,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         standing=lambda: database.read(read_standing),
     )
     stack.push_async_callback(cache.close)
-    gateway = _gateway(settings)
+    gateway = gateway_of(settings)
     stack.push_async_callback(gateway.close)
     fulfiller = _fulfiller(settings)
     stack.push_async_callback(fulfiller.close)
@@ -223,7 +223,8 @@ def _fulfiller(settings: Settings) -> Fulfiller:
     )
 
 
-def _gateway(settings: Settings) -> PaymentGateway:
+def gateway_of(settings: Settings) -> PaymentGateway:
+    """Return the gateway that the settings name. Raises ConfigurationError."""
     return open_gateway(
         settings.payment_gateway,
         success_rate=settings.payment_mock_success_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import Select, and_, bindparam, func, not_, select
@@ -11,7 +12,7 @@ from expediter.backends.databases import Connection, Row
 from expediter.errors import OrderUnreadable
 from expediter.orders.events import Event, event_data
 from expediter.orders.laws import Dossier
-from expediter.orders.order import is_order_id
+from expediter.orders.order import Attempt, Order, OrderRefund, is_order_id
 from expediter.store import schema
 from expediter.store.rows import (
     count_job,
@@ -19,6 +20,7 @@ from expediter.store.rows import (
     lines_by_order,
     read_attempt,
     read_order_and_job,
+    read_orders,
     read_refund,
 )
 from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, REFUNDS, among
@@ -39,6 +41,19 @@ _ATTEMPTS = (
     .where(among(schema.payment_attempts.c.order_id))
     .order_by(schema.payment_attempts.c.order_id, schema.payment_attempts.c.number)
 )
+_CHARGED = (
+    select(schema.payment_attempts.c.order_id)
+    .where(
+        schema.payment_attempts.c.order_id > bindparam("after"),
+        schema.payment_attempts.c.action == "charge",
+        schema.payment_attempts.c.started_at >= bindparam("since"),
+        schema.payment_attempts.c.started_at < bindparam("until"),
+    )
+    .distinct()
+    .order_by(schema.payment_attempts.c.order_id)
+    .limit(ROWS_PER_LOOK)
+)
+_ORDERS_OF = select(schema.orders).where(among(schema.orders.c.order_id))
 _KEYS = (
     select(
         schema.idempotency_keys.c.idempotency_key,
@@ -178,6 +193,34 @@ _ORPHANS = {
     "refunds": _orphans("refunds", deleted_too=True),
     "events": _orphans("events", deleted_too=True),
 }
+
+
+async def charged_between(
+    connection: Connection, *, after: str, since: int, until: int
+) -> tuple[list[str], str | None]:
+    """Return orders beyond `after` for which a charge was asked for in [since, until), and where to go on."""
+    rows = await connection.fetch(_CHARGED, after=after, since=since, until=until)
+    ids = [row[0] for row in rows]
+    return ids, ids[-1] if len(ids) == ROWS_PER_LOOK else None
+
+
+async def orders_and_refunds(
+    connection: Connection, *, ids: Sequence[str]
+) -> dict[str, tuple[Order, list[OrderRefund]]]:
+    """Return those of these orders that are there and can be read, each with its refunds."""
+    refunds = _grouped(await connection.fetch(REFUNDS, ids=list(ids)), 0)
+    found = {}
+    for order in read_orders(await connection.fetch(_ORDERS_OF, ids=list(ids))):
+        if not isinstance(order, OrderUnreadable):
+            found[order.order_id] = order, [read_refund(row) for row in refunds[order.order_id]]
+    return found
+
+
+async def calls_of_deleted(connection: Connection, *, order_id: str) -> list[Attempt]:
+    """Return the calls to the gateway about an order that was deleted; none if it was not."""
+    if not await connection.fetch(DELETED_ORDERS, ids=[order_id]):
+        return []
+    return [read_attempt(row) for row in await connection.fetch(_ATTEMPTS, ids=[order_id])]
 
 
 async def deleted(connection: Connection, after: str) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from expediter.errors import ConfigurationError
+from expediter.orders.order import MICROSECONDS
 from expediter.run.cli.output import command, print_json, print_line, progress_bar, run_to_end, settings_of
 from expediter.settings import effective
 
@@ -71,6 +73,49 @@ def verify(
             print_line(f"{breach.order_id or '-'}: {breach.law}")
         print_line(f"{verified.orders} orders, {verified.found} breaches of the laws")
     if verified.found:
+        raise typer.Exit(1)
+
+
+def _moment(text: str | None, option: str, default: datetime) -> int:
+    """Return a time in microseconds since 1970. Raises ConfigurationError."""
+    try:
+        at = default if text is None else datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option} must be a time such as 2026-11-27T00:00:00Z") from error
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return int(at.timestamp() * MICROSECONDS)
+
+
+@command(app, "reconcile", "reconcile --since 2026-11-27T00:00:00Z --until 2026-11-28T00:00:00Z --json")
+def reconcile(
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="From when on; a day ago without it.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Until when; now without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every payment that the gateway has of a span of time with the orders; exit 1 if any differs."""
+    from expediter.run import chores
+    from expediter.upkeep.reconcile import Reconciled
+
+    now = datetime.now(UTC)
+    begin = _moment(since, "--since", now - timedelta(days=1))
+    end = _moment(until, "--until", now)
+    if begin >= end:
+        raise ConfigurationError("--since must be before --until")
+    found: list[Reconciled] = []
+    progress, advance = progress_bar(total=None, what="Comparing")
+    with progress:
+        run_to_end(chores.reconcile_payments(settings_of(), begin, end, advance, found))
+    (said,) = found
+    if as_json:
+        print_json(said)
+    else:
+        for difference in said.differences:
+            print_line(f"{difference.order_id or '-'}: {difference.what} ({difference.key})")
+        print_line(
+            f"{said.payments} payments and {said.orders} orders compared, {said.open} under way, "
+            f"{said.found} differences"
+        )
+    if said.found:
         raise typer.Exit(1)
 
 
