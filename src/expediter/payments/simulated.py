@@ -52,10 +52,20 @@ class LedgerEntry(msgspec.Struct, frozen=True):
 def read_ledger(path: Path) -> dict[tuple[str, str], LedgerEntry]:
     """Return the entries of a ledger by action and key. Raises OSError, msgspec.MsgspecError.
 
-    The trial gateway's has further actions, which move no money: those are left out.
+    The trial gateway's has further actions. Its capture of a reserved amount is a charge, and several refunds of
+    one payment are one of their sum; what moves no money is left out.
     """
-    entries = [msgspec.json.decode(line, type=LedgerEntry) for line in path.read_bytes().splitlines()]
-    return {(entry.action, entry.key): entry for entry in entries if entry.action in ("charge", "refund")}
+    entries: dict[tuple[str, str], LedgerEntry] = {}
+    for line in path.read_bytes().splitlines():
+        entry = msgspec.json.decode(line, type=LedgerEntry)
+        action = "charge" if entry.action == "capture" else entry.action
+        if action == "charge":
+            entries[action, entry.key] = msgspec.structs.replace(entry, action=action)
+        elif action == "refund":
+            before = entries.get((action, entry.key))
+            given_back = entry.amount_minor + (0 if before is None else before.amount_minor)
+            entries[action, entry.key] = msgspec.structs.replace(entry, amount_minor=given_back)
+    return entries
 
 
 class SimulatedGateway:
