@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,31 @@ def test_what_is_too_long(receiver: TrialReceiver) -> None:
     """It is not read to its end, and answered as too long."""
     status, line = sent(receiver, b" " * (4 * 1024 * 1024 + 1), {"webhook-id": "msg_1"})
     assert (status, line["verdict"]) == (413, "too long")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\xff\x16\x03\x01\r\n\r\n",
+        b"POST / HTTP/9.9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf",
+        b"GET /%ff%00 HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_what_is_no_request(receiver: TrialReceiver, data: bytes) -> None:
+    """It is answered by a refusal or by nothing, and the receiver goes on."""
+    address = httpx2.URL(receiver.url)
+    with socket.create_connection((address.host, address.port or 0), PATIENCE_SECONDS) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        said = connection.makefile("rb").read()
+    assert said == b"" or said.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), said
+    body = json.dumps(EVENT).encode()
+    assert receiver.client.post("/", content=body, headers=signed(body)).status_code == 204
+    assert not any("Traceback" in line for line in receiver.log), "\n".join(receiver.log)
 
 
 def test_a_person_reads_lines(folder: Path) -> None:

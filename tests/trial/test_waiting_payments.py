@@ -11,6 +11,7 @@ import pytest
 
 from auditing import wait_until
 from browsing import a_tab
+from expediter.payments.simulated import read_ledger
 from serving import Serving
 from trying import TrialGateway
 from verifying import assert_verified
@@ -77,6 +78,7 @@ def test_a_customer_says_no(gateway: TrialGateway) -> None:
     again = gateway.pay("no", "tok_action")
     assert (again.status_code, again.json()["error"]["code"]) == (402, "authentication_failed")
     assert actions(gateway, "no") == ["action", "decline"]
+    assert ("charge", "no") not in read_ledger(gateway.ledger)
 
 
 def test_a_yes_reserves_where_nothing_is_to_be_captured_yet(gateway: TrialGateway) -> None:
@@ -89,6 +91,7 @@ def test_a_yes_reserves_where_nothing_is_to_be_captured_yet(gateway: TrialGatewa
     taken = gateway.client.post("/payments/pay_later/capture", json={"amount_minor": 1299})
     assert (taken.status_code, taken.json()["captured_minor"]) == (200, 1299)
     assert actions(gateway, "later") == ["action", "authorize", "capture"]
+    assert read_ledger(gateway.ledger)["charge", "later"].amount_minor == 1299
 
 
 def test_the_page_is_for_a_customer_alone(gateway: TrialGateway) -> None:
@@ -168,6 +171,30 @@ def test_a_refund_fails_or_takes_its_time(hasty: TrialGateway) -> None:
     assert refund("r4", 299).json()["status"] == "succeeded"
     assert hasty.found("back")["refunded_minor"] == 1299
     assert actions(hasty, "back") == ["charge", "refund_failed", "refund_pending", "refund", "refund"]
+    assert read_ledger(hasty.ledger)["refund", "back"].amount_minor == 1299
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b'{"key": "odd"}',
+        b'{"key": "odd", "order_id": "A", "currency": "EUR", "amount_minor": 0}',
+        b'{"key": "odd", "order_id": "A", "currency": "EUR", "amount_minor": 99999999999999999999999}',
+        b'{"key": "odd", "order_id": "\\ud800", "currency": "EUR", "amount_minor": 5}',
+        b'{"key": "odd", "odd": ' + b"[" * 50_000,
+    ],
+)
+def test_what_cannot_be_read_is_refused(gateway: TrialGateway, body: bytes) -> None:
+    """A charge that is none, and an answer that is none, change nothing."""
+    answer = gateway.client.post("/payments", content=body, headers={"Idempotency-Key": "odd"})
+    assert answer.status_code == 400, answer.text
+    assert gateway.client.get("/payments?key=odd").status_code == 404
+    gateway.pay("asked", "tok_action")
+    assert gateway.client.post("/pay/pay_asked", content=body).status_code == 400
+    assert gateway.found("asked")["status"] == "action_required"
 
 
 def test_every_answer_outlives_the_gateway(folder: Path) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from standardwebhooks.webhooks import Webhook
 
+from expediter.orders.money import AMOUNT_MINOR_MAX
 from expediter.trial import page
 from expediter.trial.books import Books, Clash, Course, Refused
 from expediter.trial.callbacks import Callbacks, Manners
@@ -131,7 +132,7 @@ class Gateway:
         self._advance()
         try:
             return await handler(request)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _refusal(400, "unreadable", str(error))
         except Clash as error:
             return _refusal(409, "key_in_use", str(error))
@@ -150,8 +151,8 @@ class Gateway:
         body = msgspec.json.decode(await request.read(), type=_PaymentBody)
         if request.headers.get("Idempotency-Key") != body.key:
             return _refusal(400, "key", "Idempotency-Key and the body's key must be the same")
-        if body.amount_minor <= 0:
-            return _refusal(400, "amount", "amount_minor must be above 0")
+        if not 0 < body.amount_minor <= AMOUNT_MINOR_MAX:
+            return _refusal(400, "amount", f"amount_minor must be from 1 to {AMOUNT_MINOR_MAX}")
         self._asked += 1
         known = body.key in self._books.payments
         if not known and (body.token == "tok_unavailable" or _is_due(self._asked, self._habits.unavailable_every)):

@@ -160,7 +160,7 @@ async def serve(
     Raises ConfigurationError, AddressTaken, and whatever `told` raises.
     """
     receiver = Receiver(None if secret is None else webhook_of(secret, "--secret"), faults)
-    async with listening(receiver.app, port, "receiver") as (address, stop):
+    async with listening(receiver.app, port, "receiver", gives_up=True) as (address, stop):
         announce(address)
         stopped = asyncio.create_task(stop.wait())
         try:

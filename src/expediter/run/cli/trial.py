@@ -218,7 +218,7 @@ def _heard_line(heard: Heard) -> list[tuple[str, str]]:
     answer = "no answer" if heard.status is None else str(heard.status)
     parts = [
         (f"{moment(heard.at)}  ", "dim"),
-        (f"{heard.verdict:<14}", good.get(heard.verdict, "red")),
+        (f"{heard.verdict:<15}", good.get(heard.verdict, "red")),
         (f"  {answer:<9}", "dim" if heard.status == 204 else "red"),
         (f"  {heard.type:<22}", "bold"),
         (f"  {heard.order_id}", ""),
