@@ -72,19 +72,20 @@ class Died(AssertionError):
 
 
 class Program:
-    """One `expediter` process; what it writes to stderr is kept in `log`."""
+    """One `expediter` process; what it writes to stderr is kept in `log`, and its data in the file `printed`."""
 
-    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, printed: Path | None = None, **settings: str) -> None:
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "expediter", *arguments],
-            cwd=folder,
-            env=environment(folder, **settings),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with (printed or Path(os.devnull)).open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "expediter", *arguments],
+                cwd=folder,
+                env=environment(folder, **settings),
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -31,7 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "fulfilment": frozenset({"orders", "backends/calls"}),
     "settings": frozenset({"orders"}),
     "testing": frozenset({"payments", "fulfilment", "orders"}),
-    "trial": frozenset(),
+    "trial": frozenset({"orders/money"}),
     "orders": frozenset(),
     "backends": frozenset(),
     "*": frozenset({"__init__", "errors", "telemetry"}),

@@ -1,1 +1,1 @@
-"""What one tries Expediter on: a payment gateway that misbehaves when it is told to."""
+"""What one tries Expediter on: a payment gateway that misbehaves when told to, and a receiver of webhooks."""

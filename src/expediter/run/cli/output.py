@@ -16,6 +16,7 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from expediter.backends import points
 from expediter.settings import Settings, in_users_words, load_settings
@@ -30,6 +31,7 @@ SWITCH_SECONDS = 0.0001
 COLLECT_AFTER = (20_000, 50, 100)
 
 _stderr = Console(stderr=True)
+_stdout = Console()
 
 #: Amounts are numbers, with the digits that they came with.
 to_json = msgspec.json.Encoder(decimal_format="number").encode
@@ -153,6 +155,13 @@ def print_line(text: str) -> None:
         # What Python would flush at its end must not fail there again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+
+
+def print_styled(*parts: tuple[str, str]) -> None:
+    """Print a line of data made of texts and their styles, which are seen on a terminal only."""
+    with _stdout.capture() as line:
+        _stdout.print(Text.assemble(*parts), soft_wrap=True, highlight=False, end="")
+    print_line(line.get().rstrip())
 
 
 def moment(text: str) -> str:

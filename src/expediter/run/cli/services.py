@@ -252,58 +252,6 @@ def logs(
         raise typer.Exit(0) from None
 
 
-@command(app, "gateway", "gateway --port 9100 --ledger payments.jsonl --drop-every 10 --error-every 20")
-def gateway(
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 picks a free one.")] = 9100,
-    ledger: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A file for its books; without, they end with it.")
-    ] = None,
-    latency_ms: Annotated[int, typer.Option(min=0, help="Milliseconds that every answer takes.")] = 0,
-    slow_seconds: Annotated[float, typer.Option(min=0, help="Seconds that tok_slow takes.")] = 20.0,
-    drop_every: Annotated[int, typer.Option(min=0, help="Every so many charges the answer is lost.")] = 0,
-    error_every: Annotated[int, typer.Option(min=0, help="Every so many charges the answer is 500.")] = 0,
-    decline_every: Annotated[int, typer.Option(min=0, help="Every so many requests are declined.")] = 0,
-    unavailable_every: Annotated[int, typer.Option(min=0, help="Every so many requests get a 503.")] = 0,
-) -> None:
-    """Run a payment gateway to try things on: it speaks the HTTP payment protocol and moves no money.
-
-    It misbehaves by the payment token of an order (tok_declined, tok_unavailable, tok_unknown, tok_error,
-    tok_slow) and by the options. With PAYMENT_GATEWAY_TOKEN set it asks for that token.
-    """
-    from expediter.trial.gateway import Habits, serve
-
-    settings = settings_of()
-    token = settings.payment_gateway_token
-    habits = Habits(
-        latency_seconds=latency_ms / 1000,
-        slow_seconds=slow_seconds,
-        drop_every=drop_every,
-        error_every=error_every,
-        decline_every=decline_every,
-        unavailable_every=unavailable_every,
-    )
-
-    def announce(address: str) -> None:
-        say_opening(
-            [
-                f"A gateway to try things on listens on {address}",
-                f"  books    {ledger or 'in memory: they end with it'}",
-                "Try:",
-                f"  PAYMENT_GATEWAY={address} expediter serve",
-            ]
-        )
-
-    run_to_end(
-        serve(
-            port=port,
-            ledger=ledger,
-            habits=habits,
-            token=token.get_secret_value() if token else None,
-            announce=announce,
-        )
-    )
-
-
 def _nothing(pid_file: background.PidFile) -> str:
     return f"Nothing is up ({pid_file.path})"
 
