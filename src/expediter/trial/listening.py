@@ -17,12 +17,15 @@ from expediter.errors import AddressTaken
 STOP_SECONDS = 0.5
 
 
+_THEIRS = (HttpProcessingError, web.RequestPayloadError)
+
+
 class _OwnFaults(logging.Filter):
     """Leaves out what was wrong with a request: whoever sent it is told, and a traceback says nothing more."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is about a fault of ours."""
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+        return not (record.exc_info and isinstance(record.exc_info[1], _THEIRS))
 
 
 @web.middleware
