@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from expediter.errors import BadRequest, CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
-from expediter.web.api import admin, batch, events, ops, orders, pages, progress
+from expediter.web.api import admin, batch, events, ops, orders, pages, progress, webhooks
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -41,6 +41,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *pages.OPERATIONS,
     *batch.OPERATIONS,
     *events.OPERATIONS,
+    *webhooks.OPERATIONS,
     *progress.OPERATIONS,
     *admin.OPERATIONS,
     *ops.OPERATIONS,

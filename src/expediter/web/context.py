@@ -14,6 +14,7 @@ from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Settings
 from expediter.store.committer import Committer
 from expediter.store.queries import Queries
+from expediter.store.webhooks import Endpoint, Tried, Webhooks
 
 
 @dataclass
@@ -23,6 +24,8 @@ class Context:
     `verify` holds the database against the laws; None: it takes longer than so many seconds. `ended` names what
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
+
+    `send` makes one try to send a body, under a name, to a webhook endpoint.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -36,6 +39,8 @@ class Context:
     working: bool
     ended: Callable[[], list[str]]
     verify: Callable[[float], Awaitable[Verified | None]]
+    webhooks: Webhooks
+    send: Callable[[Endpoint, str, bytes, int], Awaitable[Tried]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

@@ -20,6 +20,7 @@ from expediter.errors import (
     OrderNotFound,
     PreconditionFailed,
     Unavailable,
+    WebhookNotFound,
 )
 from expediter.store.feed import CursorGone
 from expediter.web.http import Header, Reply
@@ -64,6 +65,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
     (BadRequest, 400, "Bad request"),
     (OrderNotFound, 404, "Not found"),
+    (WebhookNotFound, 404, "Not found"),
     (DuplicateOrder, 409, "Duplicate order"),
     (IllegalTransition, 409, "Illegal transition"),
     (MoneyInFlight, 409, "Money in flight"),
