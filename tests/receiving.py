@@ -135,4 +135,6 @@ class Receiver:
 
     def first_of(self, order_id: str) -> list[int]:
         """Return the numbers of an order's events in the order in which each was first taken."""
-        return list(dict.fromkeys(got.data["number"] for got in list(self.taken) if got.data["order_id"] == order_id))
+        return list(
+            dict.fromkeys(got.data["number"] for got in list(self.taken) if got.data["order_id"] == order_id)
+        )

@@ -1,4 +1,4 @@
-"""Webhooks amid processes that die and receivers that fail: every event comes, in order, and nobody waits for others."""
+"""Webhooks amid processes that die and receivers that fail: every event comes, in order, and nobody else waits."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_one_slow_receiver_delays_only_itself(folder: Path) -> None:
         # Every request that the silent one has open is its own.
         assert len(silent.got) == 32
         lag = max(got.at for got in receiver.taken) - min(got.at for got in receiver.got)
-        print(f"\nall {len(receiver.taken)} events within {lag:.2f} s; none of {len(silent.got)} requests answered")
+        print(
+            f"\nall {len(receiver.taken)} events within {lag:.2f} s; none of {len(silent.got)} requests answered"
+        )
         # The other one's first requests have not even timed out.
         assert lag < 15
 
@@ -112,7 +114,9 @@ def test_what_is_sent_is_the_order_as_it_was_then(folder: Path) -> None:
         receiver.until(*(("A1", number) for number in range(1, EVENTS + 1)))
         feed = client.get("/api/v1/events").json()["events"]
         bodies = [body_of(got) for got in receiver.taken]
-        assert [(body["type"], body["timestamp"]) for body in bodies] == [(each["type"], each["at"]) for each in feed]
+        assert [(body["type"], body["timestamp"]) for body in bodies] == [
+            (each["type"], each["at"]) for each in feed
+        ]
         assert [body["data"]["change"] for body in bodies] == [each["data"] for each in feed]
         assert [body["data"]["position"] for body in bodies] == [each["position"] for each in feed]
         shown = {name: value for name, value in placed.items() if name != "message"}

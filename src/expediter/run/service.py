@@ -250,7 +250,7 @@ def _delivering(database: Database, queries: Queries, sender: Sender, webhooks: 
         random=random.random,
     )
     delivering = Delivering(tools, holder=_holder())
-    webhooks.on_change(delivering.wake)
+    webhooks.on_change(delivering.look_now)
     return delivering
 
 

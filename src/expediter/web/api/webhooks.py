@@ -347,15 +347,6 @@ OPERATIONS = (
         "", create_webhook, "Send events to an address", {201: WebhookDocument}, body=WebhookBody, problems=(409,)
     ),
     _operation("", list_webhooks, "Every webhook endpoint", {200: WebhookList}, method="GET"),
-    _operation("/{webhook_id}", get_webhook, "A webhook endpoint", {200: WebhookDocument}, method="GET"),
-    _operation(
-        "/{webhook_id}",
-        change_webhook,
-        "Change or pause an endpoint",
-        {200: WebhookDocument},
-        method="PATCH",
-        body=WebhookChangeBody,
-    ),
     _operation("/{webhook_id}/rotate-secret", rotate_secret, "Make a new secret", {200: WebhookDocument}),
     _operation("/{webhook_id}/test", test_webhook, "Send a test", {200: WebhookTested}),
     Operation(
@@ -379,6 +370,15 @@ OPERATIONS = (
         {202: WebhookDocument},
         body=RedeliverBody,
         fault=("/since", "must be a date or time such as 2026-11-21 or 2026-11-21T09:30:00Z"),
+    ),
+    _operation("/{webhook_id}", get_webhook, "A webhook endpoint", {200: WebhookDocument}, method="GET"),
+    _operation(
+        "/{webhook_id}",
+        change_webhook,
+        "Change or pause an endpoint",
+        {200: WebhookDocument},
+        method="PATCH",
+        body=WebhookChangeBody,
     ),
     _operation("/{webhook_id}", delete_webhook, "Remove an endpoint", {204: None}, method="DELETE"),
 )

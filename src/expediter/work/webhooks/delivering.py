@@ -59,9 +59,11 @@ class Delivering:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def wake(self) -> None:
-        """Look now."""
+    def look_now(self) -> None:
+        """See at once which endpoints were made or changed."""
         self._wake.set()
+        for reader in self._readers.values():
+            reader.look_now()
 
     async def _run(self) -> None:
         while not self.background.stopping:

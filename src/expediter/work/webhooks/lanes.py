@@ -54,11 +54,25 @@ class Lane:
     items: deque[Item] = field(default_factory=deque)
     known: Known | None = None
     state: State = State.READY
+    #: Whether what is under way has failed, and it rests as soon as that has ended.
+    failed: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether its first event has failed: what comes behind it is stored, too."""
+        return self.failed or self.state is State.RESTING
 
     @property
     def due_at(self) -> int:
         """When its first event may be tried (microseconds)."""
         return self.items[0].delivery.next_try_at or 0
+
+    def put(self, item: Item) -> None:
+        """Add an event in its place: after the position was set back, what waits may be behind it."""
+        self.items.append(item)
+        if len(self.items) > 1 and self.items[-2].position > item.position:
+            first = [self.items.popleft()] if self.state is State.RUNNING else []
+            self.items = deque(first + sorted(self.items, key=lambda each: each.position))
 
     def forget(self) -> None:
         """Keep nothing that can be read again: it may wait for days."""

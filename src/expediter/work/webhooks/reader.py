@@ -111,6 +111,11 @@ class Reader:
         self._grace = grace_seconds
         self._close()
 
+    def look_now(self) -> None:
+        """See at once whether the endpoint was changed."""
+        self._stored_at = 0.0
+        self._wake.set()
+
     async def run(self) -> None:
         """Send until the lease is lost, the endpoint is changed, or it is told to stop; give the lease back."""
         try:
@@ -174,7 +179,7 @@ class Reader:
         item = fresh(self._endpoint.endpoint_id, event)
         self._unstored[event.position] = item
         lane = self._append(item)
-        if lane.state is State.RESTING:
+        if lane.waits:
             item.event = None
             self._changed[lane.order_id] = lane
         self._bytes += item.size
@@ -186,9 +191,11 @@ class Reader:
             if item.event is not None:
                 lane.known = self._known.take(lane.order_id)
                 self._ready.append(lane)
-        lane.items.append(item)
-        if item.stored or lane.state is State.RESTING:
+        lane.put(item)
+        if item.stored or lane.waits:
             self._waiting[item.position] = item
+        if lane.state is State.RESTING and lane.items[0] is item:
+            self._rest_lane(lane)
         return lane
 
     # What is sent.
@@ -225,7 +232,7 @@ class Reader:
 
     async def _go_on(self, lane: Lane) -> None:
         """Send the events of an order, one after the other, until one fails."""
-        while lane.items and lane.state is State.RUNNING and not self._closing:
+        while lane.items and not lane.failed and not self._closing:
             item = lane.items[0]
             try:
                 made = await self._notice(lane, item)
@@ -257,7 +264,10 @@ class Reader:
             del self._lanes[lane.order_id]
             if lane.known is not None:
                 self._known.put(lane.known)
-        elif lane.state is State.RUNNING:
+        elif lane.failed:
+            lane.failed = False
+            self._rest_lane(lane)
+        else:
             lane.state = State.READY
             self._ready.appendleft(lane)
         if not task.cancelled() and (error := task.exception()):
@@ -305,8 +315,8 @@ class Reader:
             self._bytes -= each.size
             self._waiting[each.position] = each
         lane.forget()
+        lane.failed = True
         self._changed[lane.order_id] = lane
-        self._rest_lane(lane)
 
     def _drop(self, lane: Lane) -> None:
         """The order was cleared away: there is nothing to tell of it any more."""
@@ -385,12 +395,13 @@ class Reader:
         endpoint, now = stored
         self._held_until = began + LEASE_SECONDS - 1
         self._clock = now - time.monotonic_ns() // 1_000
-        self._position = endpoint.position
+        if endpoint.revision != self._endpoint.revision:
+            self._close()  # whoever takes it next begins with what was changed
+        if endpoint.position == progress.reached or endpoint.revision == self._endpoint.revision:
+            self._position = endpoint.position  # else it was set back, and stays there
         self._untrimmed = 0 if progress.trim else self._untrimmed
         for position in storing:
             self._unstored.pop(position, None)
-        if endpoint.revision != self._endpoint.revision:
-            self._close()  # whoever takes it next begins with what was changed
 
     async def _rest(self) -> None:
         """Wait until there is something to do."""
