@@ -15,7 +15,7 @@ GIVE_UP_SECONDS = 3 * 24 * 3600
 #: Failures in a row after which a receiver counts as failing, and gets one delivery at a time.
 FAILING_AFTER = 5
 #: The longest pause before the first of these, and before later ones, in seconds.
-FAILING_SECONDS_MIN, FAILING_SECONDS_MAX = 0.5, 30.0
+FAILING_SECONDS_MIN, FAILING_SECONDS_MAX = 0.5, 10.0
 #: A receiver that asks to be left alone for longer is tried after this, in seconds.
 RETRY_AFTER_SECONDS_MAX = 3600.0
 
