@@ -61,22 +61,27 @@ def test_every_event_comes_in_order_beside_a_receiver_that_never_answers(folder:
         wait_until(lambda: rows(at, "SELECT count(*) FROM jobs") == [(0,)])
         wait_until(lambda: client.get(f"/api/v1/webhooks/{endpoint}").json()["behind"] == 0)
 
-        ids = [f"sim_b{start}_{n}" for start in range(0, ORDERS, AT_ONCE) for n in range(1, AT_ONCE + 1)]
+        # The killed process may have left a charge of which nobody knew: such an order has an event more.
+        happened = defaultdict(list)
+        for order_id, number in rows(at, "SELECT order_id, number FROM events ORDER BY position"):
+            happened[order_id].append(number)
+        assert len(happened) == ORDERS
         assert receiver.wrong == []
         firsts = defaultdict(list)
         for order_id, number in dict.fromkeys(got.event for got in receiver.taken):
             firsts[order_id].append(number)
-        assert firsts == {order_id: list(range(1, EVENTS + 1)) for order_id in ids}
+        assert firsts == happened
         named: dict[tuple[str, int], set[str]] = defaultdict(set)
         for got in receiver.got:
             named[got.event].add(got.id)
         assert [event for event, names in named.items() if len(names) > 1] == []
-        assert len(set.union(*named.values())) == ORDERS * EVENTS
+        assert len(set.union(*named.values())) == sum(map(len, happened.values())) >= ORDERS * EVENTS
+        (newest,) = rows(at, "SELECT position FROM feed")[0]
         shown = client.get(f"/api/v1/webhooks/{endpoint}").json()
-        assert (shown["status"], shown["position"]) == ("active", rows(at, "SELECT position FROM feed")[0][0])
+        assert (shown["status"], shown["position"]) == ("active", newest)
         assert rows(at, "SELECT count(*) FROM webhook_deliveries WHERE status = 'given_up'") == [(0,)]
         behind = client.get(f"/api/v1/webhooks/{slow}").json()["behind"]
-        assert behind == ORDERS * EVENTS
+        assert behind == newest
         assert silent.taken == []
         print(f"\n{at.address.split(':')[0]}: the silent receiver is {behind} events behind, the other one none")
 
