@@ -16,10 +16,13 @@ import connections
 import fill
 from load import Sample, ask, constant_rate, ratio, rounds, until, wrk
 from programs import BASELINE_BIN, HERE, Site
+from webhooks import deliveries, intake_beside
 
 from servers import in_thread
 from serving import Serving
 
+#: The unit of a figure that is to be high, without a baseline.
+RATE = "events/s"
 ORDERS = "/api/v1/orders"
 ORDER = json.loads((HERE / "order.json").read_text())
 
@@ -330,6 +333,17 @@ def bulk(site: Site, plan: Plan) -> list[Result]:
     return results
 
 
+def webhooks(site: Site, plan: Plan) -> list[Result]:
+    sent = deliveries(site, plan.orders, plan.pairs)
+    subscribed, alone = intake_beside(site, plan.seconds, plan.pairs)
+    name = "events delivered to one fast receiver by one process"
+    rate = sent.median
+    return [
+        Result(13, name, None, rate, 1_500, rate >= 1_500, RATE, told(sent), ""),
+        at_least(13, "intake with a webhook subscribed", subscribed, "without", alone, 0.85),
+    ]
+
+
 async def _post_rows(url: str, rows: bytes) -> int:
     """Send rows as NDJSON and return how many were accepted."""
     import httpx2
@@ -352,6 +366,7 @@ ROWS: dict[int, Callable[[Site, Plan], list[Result]]] = {
     9: growth,
     11: start_and_memory,
     12: bulk,
+    13: webhooks,
 }
 #: Rows that are measured together with another.
 WITH = {6: 5, 10: 9}

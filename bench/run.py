@@ -29,13 +29,13 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from programs import BASELINE_BIN, Site  # noqa: E402
-from rows import ROWS, WITH, Plan, Result  # noqa: E402
+from rows import RATE, ROWS, WITH, Plan, Result  # noqa: E402
 
 FULL = Plan(pairs=5, seconds=4, orders=20_000, celery_orders=1_000, grown=1_000_000)
 QUICK = Plan(pairs=5, seconds=1, orders=6_000, celery_orders=300, grown=100_000)
 QUICK_ROWS = (1, 2, 3, 5)
 #: Rows, by what they need beside the service itself.
-NEEDS = {"postgres": (1, 4, 5, 7, 9, 12), "redis-server": (1, 3, 4, 5), "wrk": (1, 2, 3, 4, 9)}
+NEEDS = {"postgres": (1, 4, 5, 7, 9, 12, 13), "redis-server": (1, 3, 4, 5), "wrk": (1, 2, 3, 4, 9, 13)}
 RESULTS = HERE / "results"
 #: Between these the README has the figures.
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -84,7 +84,7 @@ def table(results: list[Result]) -> Table:
     for name in ("#", "what", "measured", "against", "ratio", "target", ""):
         drawn.add_column(name, justify="right" if name in ("ratio", "target") else "left")
     for each in results:
-        bound = "≥" if each.baseline and each.row != 10 else "<"
+        bound = "≥" if (each.baseline and each.row != 10) or each.unit == RATE else "<"
         drawn.add_row(
             str(each.row),
             each.name,
@@ -122,7 +122,7 @@ def tell(lines: list[dict[str, Any]], about: dict[str, str]) -> None:
         "| --- | --- | --- | --- | ---: | ---: | --- |",
     ]
     for line in lines:
-        bound = "≥" if line["baseline"] and line["row"] != 10 else "<"
+        bound = "≥" if (line["baseline"] and line["row"] != 10) or line["unit"] == RATE else "<"
         cells = [
             str(line["row"]),
             line["name"],

@@ -16,8 +16,9 @@ _FORMAT = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 _DESCRIPTION = """Every call of Expediter, from top to bottom. Set `base_url`, and for the calls of the operator
 `admin_password`: one of them removes every order.
 
-`order_id` is the order that was placed last. Calls that change an order take `declined_id`: a script before each
-of them places an order whose payment is declined, and waits until it is."""
+`order_id` is the order that was placed last, `webhook_id` the endpoint that was made last. Calls that change an
+order take `declined_id`: a script before each of them places an order whose payment is declined, and waits until
+it is."""
 
 #: The calls that clients of the scalable order processing system make: a name, and what is called.
 FOUR_CALLS = "The four calls of the scalable order processing system"
@@ -81,6 +82,17 @@ _CHECKS: Mapping[str, tuple[str, str]] = {
     "changeStatus": ("is cancelled", 'pm.expect(body.status).to.eql("cancelled");'),
     "cancelOrder": ("is cancelled", 'pm.expect(body.status).to.eql("cancelled");'),
     "retryOrder": ("is the order", 'pm.expect(body.order_id).to.eql(pm.variables.get("declined_id"));'),
+    "createWebhook": (
+        "has an id, which becomes webhook_id, and a secret",
+        'pm.expect(body.secret).to.match(/^whsec_/); pm.collectionVariables.set("webhook_id", body.id);',
+    ),
+    "getWebhook": ("is the endpoint", 'pm.expect(body.id).to.eql(pm.variables.get("webhook_id"));'),
+    "listWebhooks": (
+        "has the endpoint",
+        'pm.expect(body.webhooks.map((each) => each.id)).to.include(pm.variables.get("webhook_id"));',
+    ),
+    "testWebhook": ("says what came of it", 'pm.expect(body.delivered).to.be.a("boolean");'),
+    "changeWebhook": ("is paused", 'pm.expect(body.status).to.eql("paused");'),
     "createBatch": ("takes every row", "pm.expect([body.accepted, body.refused]).to.eql([1, 0]);"),
     "populate": ("makes every order", "pm.expect([body.success_count, body.failure_count]).to.eql([4, 0]);"),
     "adminSeed": ("makes every order", "pm.expect(body.count).to.eql(10);"),
@@ -102,7 +114,8 @@ def collection(document: Mapping[str, Any]) -> dict[str, Any]:
             if tag["name"] in operation["tags"]
         ]
         folders.append({"name": tag["name"], "description": tag["description"], "item": items})
-    variables = {"base_url": "http://127.0.0.1:8000", "order_id": "", "declined_id": "", "admin_password": ""}
+    variables = {"base_url": "http://127.0.0.1:8000", "order_id": "", "declined_id": "", "webhook_id": ""}
+    variables["admin_password"] = ""
     return {
         "info": {"name": document["info"]["title"], "description": _DESCRIPTION, "schema": _FORMAT},
         "item": folders,
@@ -127,7 +140,12 @@ def _item(
     declined = called in _ON_DECLINED
     request: dict[str, Any] = {
         "method": method.upper(),
-        "url": _url(path.replace("{order_id}", "{{declined_id}}" if declined else "{{order_id}}"), operation),
+        "url": _url(
+            path.replace("{order_id}", "{{declined_id}}" if declined else "{{order_id}}").replace(
+                "{webhook_id}", "{{webhook_id}}"
+            ),
+            operation,
+        ),
         "description": operation["description"],
     }
     if called in _WITHOUT_BODY or "requestBody" not in operation:

@@ -21,10 +21,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"orders", "settings", "trial"},
     "web": frozenset(
         {"queued", "store", "backends/brokers", "backends/cache", "backends/tasks", "orders", "settings"}
-    ),
+    )
+    | {"backends/addresses"},
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
     "work": frozenset({"payments", "fulfilment", "store", "orders"})
-    | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"},
+    | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"}
+    | {"backends/addresses", "backends/outside"},
     "queued": frozenset({"store", "backends", "orders"}),
     "store": frozenset({"backends", "orders"}),
     "payments": frozenset({"orders", "backends/calls"}),
@@ -49,7 +51,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "offapi": frozenset({"web"}),
     "redis": frozenset({"backends"}),
     "aio_pika": frozenset({"backends/brokers"}),
-    "aiohttp": frozenset({"backends/calls", "trial"}),
+    "aiohttp": frozenset({"backends/calls", "backends/outside", "trial"}),
     "uvicorn": frozenset({"web/server"}),
     "stripe": frozenset({"payments/stripe", "payments/stripe_calls", "payments/stripe_documents"}),
 }

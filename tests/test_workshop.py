@@ -273,6 +273,8 @@ BEHIND_LIMITS = {
     "rows in a batch; one row of NDJSON": ["web.api.batch.ROWS_MAX", "web.api.batch.BODY_BYTES_MAX"],
     "errors listed in one refusal": ["errors.FAULTS_MAX"],
     "ids in `/orders/metrics` and `/orders/status`": ["web.api.progress.IDS_MAX"],
+    "webhook endpoints": ["store.webhooks.ENDPOINTS_MAX"],
+    "deliveries sent again by one call": ["store.webhooks.REDELIVERED_MAX"],
     "claims of a job without an outcome": ["work.worker.CLAIMS_MAX"],
 }
 

@@ -4,6 +4,7 @@ ExpediterError
 ├── BadRequest             the request cannot be read (broken JSON, a malformed key)
 ├── InvalidInput           it can be read, but breaks a rule; carries one Fault per field, up to a limit
 ├── OrderNotFound
+├── WebhookNotFound
 ├── Conflict               legal in itself, impossible now
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
@@ -98,6 +99,13 @@ class OrderNotFound(ExpediterError):
 
 class UnknownPayment(ExpediterError):
     """No order has asked for a payment with this key."""
+
+
+class WebhookNotFound(ExpediterError):
+    """No webhook endpoint has this id."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no webhook endpoint of this id")
 
 
 class AddressTaken(ExpediterError):

@@ -108,6 +108,8 @@ async def test_the_jobs_of_an_older_database_are_counted(at: Place) -> None:
     at.change("DROP TABLE incarnation")
     at.change("DROP TABLE cache_standing")
     at.change("DROP TABLE installation")
+    at.change("DROP TABLE webhook_endpoints")
+    at.change("DROP TABLE webhook_deliveries")
     at.change("ALTER TABLE feed DROP COLUMN archived")
     undo_money(at)
     at.change("UPDATE alembic_version SET version_num = '0001'")

@@ -83,6 +83,7 @@ def test_every_answer_is_in_the_document(
 ) -> None:
     """No request to this operation gets a 5xx, or an answer that /openapi.json does not describe."""
     operation = schema[path][method.upper()]
+    webhook = subscribe(service) if "{webhook_id}" in path else ""
 
     @settings(
         max_examples=EXAMPLES_MAX,
@@ -96,6 +97,8 @@ def test_every_answer_is_in_the_document(
     def ask(case: schemathesis.Case, known: bool) -> None:
         if known and "order_id" in case.path_parameters:
             case.path_parameters["order_id"] = place(service)
+        if known and "webhook_id" in case.path_parameters:
+            case.path_parameters["webhook_id"] = webhook
         if known and method == "post" and path.endswith("/orders") and mode is GenerationMode.POSITIVE:
             case.body = acceptable(case.body)
         case.body = bounded(case.body)
@@ -106,6 +109,15 @@ def test_every_answer_is_in_the_document(
         )
 
     ask()
+    for each in service.client.get("/api/v1/webhooks").json()["webhooks"]:
+        service.client.delete(f"/api/v1/webhooks/{each['id']}")
+
+
+def subscribe(service: Serving) -> str:
+    """Make a webhook endpoint where nobody listens, and return its id."""
+    made = service.client.post("/api/v1/webhooks", json={"url": "http://127.0.0.1:9/"})
+    webhook_id: str = made.json()["id"]
+    return webhook_id
 
 
 def place(service: Serving) -> str:
@@ -213,10 +225,11 @@ def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str
     if path.endswith("/retry"):
         for status in ("processing", "failed"):
             idle_service.client.patch(f"/orders/{order_id}/status", json={"status": status})
+    webhook = subscribe(idle_service) if "{webhook_id}" in path else ""
     (content,) = [content for _, content in media_types(operation.get("requestBody", {}))] or [{}]
     answer = idle_service.client.request(
         method,
-        path.replace("{order_id}", order_id),
+        path.replace("{order_id}", order_id).replace("{webhook_id}", webhook),
         json=content.get("example"),
         headers={"X-Admin-Password": ADMIN_PASSWORD},
     )

@@ -79,6 +79,16 @@ def timestamp(at: int | None) -> str | None:
     return f"{_to_the_second(second)}.{microsecond:06}Z"
 
 
+def microseconds(text: str) -> int:
+    """Return a date or time as microseconds since 1970; without a zone it is in UTC. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+"))
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be a date or time such as 2026-11-21 or 2026-11-21T09:30:00Z") from error
+    return (since.days * 86_400 + since.seconds) * MICROSECONDS + since.microseconds
+
+
 @lru_cache(maxsize=4096)
 def _to_the_second(second: int) -> str:
     # Most times that are shown lie within the last moments.

@@ -119,6 +119,14 @@ EVENTS: Mapping[str, EventWord] = {
 EVENT_TYPES = tuple(EVENTS)
 
 
+def types_named(word: str) -> list[str]:
+    """Return the types of events that a word names: `order.placed`, `order.*`, or `*` for all; none for others."""
+    if word == "*":
+        return list(EVENT_TYPES)
+    stem = word.removesuffix("*")
+    return [each for each in EVENT_TYPES if each == word or (word.endswith(".*") and each.startswith(stem))]
+
+
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """The data of `order.placed`: the whole order but for its payment token, and its lines."""
 

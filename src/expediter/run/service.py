@@ -16,6 +16,7 @@ from expediter.backends.batching import Gatherer
 from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
+from expediter.backends.outside import Outside
 from expediter.backends.tasks import Background
 from expediter.errors import BrokerUnavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
@@ -32,9 +33,14 @@ from expediter.store.committer import Committer
 from expediter.store.installation import bind_key_prefix, is_bound_to
 from expediter.store.migrations import upgrade
 from expediter.store.queries import ORDERS_PER_LOOK, Accepted, NothingAccepted, Queries
+from expediter.store.reading import Readings
 from expediter.store.standing import read_standing
+from expediter.store.webhooks import Webhooks
 from expediter.work.hints import Hints
 from expediter.work.stages import Tools
+from expediter.work.webhooks import reader
+from expediter.work.webhooks.delivering import Delivering
+from expediter.work.webhooks.sending import Sender
 from expediter.work.worker import Worker
 
 #: Slots of each counter; a process adds to one of them.
@@ -46,7 +52,8 @@ class Service:
     """One process's parts, open and running.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered. `applier`
-    None: this process applies no queued commands.
+    None: this process applies no queued commands. `delivering` None: it sends no webhooks but those that are asked
+    for.
     """
 
     settings: Settings
@@ -62,6 +69,9 @@ class Service:
     intake: QueuedIntake | None
     applier: Applier | None
     hints: Hints | None
+    webhooks: Webhooks
+    sender: Sender
+    delivering: Delivering | None
     housekeeping: Background
     drain_until: float | None = None
 
@@ -74,6 +84,8 @@ class Service:
             self.worker.stop_claiming()
         if self.applier is not None:
             self.applier.stop_taking()
+        if self.delivering is not None:
+            self.delivering.stop_taking()
 
     @property
     def drain_seconds_left(self) -> float:
@@ -84,7 +96,7 @@ class Service:
 
     def ended(self) -> list[str]:
         """Return the names of what should run in the background, and does not any more."""
-        parts = (self.committer, self.worker, self.applier, self.intake, self.hints)
+        parts = (self.committer, self.worker, self.applier, self.intake, self.hints, self.delivering)
         works = [self.housekeeping, *(part.background for part in parts if part is not None)]
         if self.applier is not None:
             works.append(self.applier.sweep)
@@ -119,6 +131,8 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
             service.worker.start()
         if service.applier is not None:
             service.applier.start()
+        if service.delivering is not None:
+            service.delivering.start()
         if service.intake is not None:
             service.intake.start()
         if service.hints is not None and service.worker is not None:
@@ -132,6 +146,8 @@ async def open_service(settings: Settings, *, working: bool) -> AsyncIterator[Se
                 await service.intake.stop()
             if service.applier is not None:
                 await service.applier.stop(service.drain_seconds_left)
+            if service.delivering is not None:
+                await service.delivering.stop(service.drain_seconds_left)
             if service.worker is not None:
                 await service.worker.stop(service.drain_seconds_left)
             await service.committer.stop()
@@ -196,6 +212,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     if broker is not None:
         hints = Hints(broker)
         committer.on_commit(hints.notice)
+    webhooks, sender = Webhooks(database), _sender(settings, stack)
     return Service(
         settings=settings,
         database=database,
@@ -210,8 +227,36 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         intake=intake,
         applier=applier,
         hints=hints,
+        webhooks=webhooks,
+        sender=sender,
+        delivering=_delivering(database, queries, sender, webhooks) if working else None,
         housekeeping=Background("housekeeping", committer.keep_house),
     )
+
+
+def _sender(settings: Settings, stack: AsyncExitStack) -> Sender:
+    outside = Outside()
+    stack.push_async_callback(outside.close)
+    return Sender(outside, allow_http=settings.webhook_allow_http)
+
+
+def _delivering(database: Database, queries: Queries, sender: Sender, webhooks: Webhooks) -> Delivering:
+    readings = Readings(database)
+    tools = reader.Tools(
+        readings=readings,
+        feed=queries.feed,
+        sender=sender,
+        histories=Gatherer(readings.histories, items_max=ORDERS_PER_LOOK),
+        random=random.random,
+    )
+    delivering = Delivering(tools, holder=_holder())
+    webhooks.on_change(delivering.look_now)
+    return delivering
+
+
+def _holder() -> str:
+    """Return a name of this process for leases."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def _fulfiller(settings: Settings) -> Fulfiller:
@@ -267,7 +312,7 @@ def _worker(
     return Worker(
         committer,
         tools,
-        holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+        holder=_holder(),
         concurrency=settings.worker_count * settings.worker_concurrency,
         breaker_threshold=settings.circuit_breaker_failure_threshold,
         breaker_recovery=int(settings.circuit_breaker_recovery_seconds * MICROSECONDS),

@@ -48,6 +48,8 @@ def context_of(service: Service, *, working: bool) -> Context:
         broker=service.broker,
         intake=service.intake,
         temporary=service.temporary,
+        webhooks=service.webhooks,
+        send=service.sender.send,
     )
 
 

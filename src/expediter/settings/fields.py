@@ -140,6 +140,7 @@ SECTIONS = {
     "Work": "stages",
     "Payment": "payment_gateway",
     "Fulfilment": "fulfilment",
+    "Webhooks": "webhook_allow_http",
     "Logs and files": "log_level",
 }
 
@@ -360,6 +361,12 @@ class Settings(BaseSettings):
     )
     fulfilment_mock_latency_max: int = Field(
         200, ge=0, le=10_000, description="milliseconds that a simulated order takes, at most"
+    )
+
+    webhook_allow_http: bool = Field(
+        False,
+        description="`true`: webhooks may go to addresses that begin with `http://`, too; without it these go to "
+        "this machine only (docs/webhooks.md)",
     )
 
     log_level: Annotated[LogLevel, BeforeValidator(_capital)] = Field(

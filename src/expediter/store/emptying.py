@@ -34,7 +34,13 @@ _CALLED_FOR = (
 )
 _BELONGINGS = tuple(
     delete(table).where(among(table.c.order_id))
-    for table in (schema.payment_attempts, schema.refunds, schema.order_lines, schema.events)
+    for table in (
+        schema.payment_attempts,
+        schema.refunds,
+        schema.order_lines,
+        schema.events,
+        schema.webhook_deliveries,
+    )
 )
 # What deleted orders have left behind.
 _STRAYS = tuple(

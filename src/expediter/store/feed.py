@@ -28,6 +28,9 @@ PAGE_BYTES_MAX = 4 * 1024 * 1024
 #: The least pause between two looks at the position, in seconds: commits may come one after the other.
 LOOK_SECONDS_MIN = 0.02
 
+#: Microseconds by which an event may be older than one before it.
+_SPREAD = 10_000_000
+
 _AT = select(schema.feed.c.position, schema.feed.c.archived)
 _PART = (
     select(schema.events)
@@ -39,6 +42,12 @@ _PART = (
     .limit(bindparam("limit"))
 )
 _PART_OF_TYPES = _PART.where(schema.events.c.type.in_(bindparam("ids", expanding=True)))
+_BEHIND = (
+    select(schema.events.c.position, schema.events.c.at)
+    .where(schema.events.c.position > bindparam("after"))
+    .order_by(schema.events.c.position)
+    .limit(1)
+)
 _ARCHIVED = (
     update(schema.feed).values(archived=bindparam("until")).where(schema.feed.c.archived < bindparam("until"))
 )
@@ -108,6 +117,30 @@ async def read_feed(
         raise CursorGone("Orders were cleared or the database was restored since: begin anew", begin)
     if position < archived:
         raise CursorGone("Some of what comes after this cursor was moved to the archive", begin)
+    events, reached = await _read(connection, position, newest, types, limit)
+    return FeedPage(events, Cursor(incarnation, reached), reached < newest)
+
+
+class FeedPart(NamedTuple):
+    """Events up to the position `reached`; the newest position, and up to which one the archive may have some."""
+
+    events: list[FeedEvent]
+    reached: int
+    newest: int
+    archived: int
+
+
+async def read_part(connection: Connection, *, position: int, types: Sequence[str] | None, limit: int) -> FeedPart:
+    """Return up to `limit` events behind `position` that are there, of these types (None: all)."""
+    newest, archived = (await connection.fetch(_AT))[0]
+    events, reached = await _read(connection, position, newest, types, limit)
+    return FeedPart(events, reached, newest, archived)
+
+
+async def _read(
+    connection: Connection, position: int, newest: int, types: Sequence[str] | None, limit: int
+) -> tuple[list[FeedEvent], int]:
+    """Return events behind `position`, and how far they go."""
     until = min(newest, position + POSITIONS_PER_READ)
     if types is None:
         rows = await connection.fetch(_PART, after=position, until=until, limit=limit)
@@ -122,14 +155,31 @@ async def read_feed(
             break
         events.append(event)
     cut = len(events) < len(rows) or len(rows) == limit
-    reached = events[-1].position if cut and events else until
-    return FeedPage(events, Cursor(incarnation, reached), reached < newest)
+    return events, events[-1].position if cut and events else until
 
 
 async def end_of_feed(connection: Connection) -> Cursor:
     """Return the cursor behind everything that is there."""
     incarnation = await read_incarnation(connection)
     return Cursor(incarnation, (await connection.fetch(_AT))[0][0])
+
+
+async def position_at(connection: Connection, at: int) -> int:
+    """Return a position before every event that happened `at` (microseconds) or later.
+
+    Times follow positions but for the time that a transaction takes: whoever reads on from there may see some that
+    are a little older.
+    """
+    low, high = 0, (await connection.fetch(_AT))[0][0]
+    at -= _SPREAD
+    while low < high:
+        middle = (low + high) // 2
+        rows = await connection.fetch(_BEHIND, after=middle)
+        if not rows or rows[0][1] >= at:
+            high = middle
+        else:
+            low = rows[0][0]
+    return int(min(low, high))
 
 
 async def note_archived(connection: Connection, until: int) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, delete, func, select, update
 
 from expediter.backends.databases import Connection
 from expediter.store import schema
+from expediter.store.deliveries import still_needed
 from expediter.store.feed import note_archived
 from expediter.store.idempotency import REMOVE_KEYS
 from expediter.store.statements import DELETED_ORDERS, among
@@ -121,6 +122,10 @@ async def old_histories(connection: Connection, *, after: int, before: int) -> O
     rows = await connection.fetch(_AT_REST, ids=ids, before=before)
     versions: dict[str, int | None] = {row[0]: row[1] for row in rows}
     versions |= {row[0]: None for row in await connection.fetch(_LONG_DELETED, ids=ids, before=before)}
+    if versions:
+        # A webhook that waits, or was given up and may be asked for again, is made of its order's history.
+        for order_id in await still_needed(connection, list(versions)):
+            del versions[order_id]
     rows = await connection.fetch(_HISTORIES, ids=list(versions)) if versions else []
     events = [
         OldEvent(position, order_id, number, at, type, msgspec.Raw(data.encode()))

@@ -255,3 +255,59 @@ circuit_breakers = Table(
     Column("version", BigInteger, nullable=False),
     **_MYSQL,
 )
+
+#: Who is told of events: an address, and how far its reader has come in the feed (work/webhooks).
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("endpoint_id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+    #: JSON: words such as order.* or *.
+    Column("types", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("status", String(8), nullable=False),
+    #: Readable, for it signs. The old one signs, too, until its time is over.
+    Column("secret", String(128), nullable=False),
+    Column("old_secret", String(128)),
+    Column("old_secret_until", BigInteger),
+    #: Every event up to here is delivered, or stands in webhook_deliveries.
+    Column("position", BigInteger, nullable=False),
+    Column("last_success_at", BigInteger),
+    Column("last_error", Text),
+    Column("failing_since", BigInteger),
+    #: Until when the receiver has asked to be left alone.
+    Column("wait_until", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    #: Counts the changes that callers have made, so that its reader notices.
+    Column("revision", BigInteger, nullable=False),
+    Column("holder", String(128)),
+    Column("lease_until", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    **_MYSQL,
+)
+
+#: What an endpoint waits for, what was given up, and the newest of what was delivered.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("endpoint_id", String(40), primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("notice_id", String(40), nullable=False),
+    Column("order_id", String(64), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("status", String(12), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("first_tried_at", BigInteger),
+    Column("last_tried_at", BigInteger),
+    #: Null where it waits for an earlier event of its order, and where nothing is tried any more.
+    Column("next_try_at", BigInteger),
+    Column("answer_status", Integer),
+    Column("answer", Text),
+    Column("error", Text),
+    Column("took_ms", Integer),
+    Index("webhook_deliveries_by_status", "endpoint_id", "status", "position"),
+    Index("webhook_deliveries_by_order", "order_id"),
+    **_MYSQL,
+)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from expediter.errors import BadRequest, CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
-from expediter.web.api import admin, batch, events, ops, orders, pages, payments, progress
+from expediter.web.api import admin, batch, events, ops, orders, pages, payments, progress, webhooks
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -42,6 +42,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *batch.OPERATIONS,
     *payments.OPERATIONS,
     *events.OPERATIONS,
+    *webhooks.OPERATIONS,
     *progress.OPERATIONS,
     *admin.OPERATIONS,
     *ops.OPERATIONS,

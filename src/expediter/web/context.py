@@ -16,6 +16,7 @@ from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Settings
 from expediter.store.committer import Committer
 from expediter.store.queries import Queries
+from expediter.store.webhooks import Endpoint, Tried, Webhooks
 
 
 class Hears(Protocol):
@@ -39,6 +40,8 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `send` makes one try to send a body, under a name, to a webhook endpoint.
+
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
 
@@ -52,6 +55,8 @@ class Context:
     ended: Callable[[], list[str]]
     verify: Callable[[float], Awaitable[Verified | None]]
     hear: Hears
+    webhooks: Webhooks
+    send: Callable[[Endpoint, str, bytes, int], Awaitable[Tried]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None

@@ -13,7 +13,7 @@ from expediter import __version__
 from expediter.web.http import to_json
 from expediter.web.operations import Operation, Parameter
 from expediter.web.problems import Problem
-from expediter.web.schemas import EXAMPLES, ORDER_ID, operation_id, problem_example, refine
+from expediter.web.schemas import EXAMPLES, PATH_VALUES, operation_id, problem_example, refine
 
 _SHORT = "short paths"
 _REF = "#/components/schemas/{name}"
@@ -29,6 +29,7 @@ _TAGS = {
     "orders": "Place orders, read them, and change them.",
     "payments": "An order's money: what goes back, and what the payment gateway tells by itself.",
     "events": "Every change of every order, in the order in which it was stored.",
+    "webhooks": "Send events to addresses, signed by the Standard Webhooks specification.",
     "progress": "How things stand: one order explained, counts and averages, the queue.",
     "service": "Whether the service is well, and the pages that describe it.",
     "admin": "For the operator: with the password that ADMIN_PASSWORD sets.",
@@ -120,7 +121,7 @@ def _problem_statuses(operation: Operation, path: str) -> Iterable[int]:
         statuses |= {408, 413, 415, 422}
     if operation.parameters:
         statuses |= {422}
-    if "{order_id}" in path:
+    if "{" in path:
         statuses |= {404, 422}
     if any(parameter.name == "Idempotency-Key" for parameter in operation.parameters):
         statuses |= {408, 413, 422}
@@ -168,7 +169,7 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": dict(ORDER_ID)}
+    return {"name": name, "in": "path", "required": True, "schema": dict(PATH_VALUES[name])}
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from expediter.backends.addresses import URL_CHARACTERS_MAX
 from expediter.errors import FAULTS_MAX, Fault, InvalidInput
 from expediter.orders.commands import PlaceOrder, RefundOrder
 from expediter.orders.money import (
@@ -21,6 +22,7 @@ from expediter.orders.money import (
     parse_minor,
 )
 from expediter.orders.order import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
+from expediter.store.webhooks import REDELIVERED_MAX
 from expediter.web.faults import DECIMAL, refusal, refuse_unfit, without_numbers
 
 #: Limits of `metadata`: entries, and characters of a key and of a text.
@@ -101,6 +103,37 @@ class AdminBody(msgspec.Struct, forbid_unknown_fields=True):
     admin_password: str | None = None
     password: str | None = None
     count: Annotated[int, Meta(ge=1, le=100_000)] = 100
+
+
+WebhookUrl = Annotated[str, Meta(min_length=1, max_length=URL_CHARACTERS_MAX)]
+ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
+WebhookTypes = Annotated[list[ShortText], Meta(min_length=1, max_length=50)]
+Description = Annotated[str, Meta(max_length=500)]
+
+
+class WebhookBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Whom to tell of what. `types`: `["*"]`, names, or `order.*`. `from`: `now`, `beginning`, or a cursor."""
+
+    url: WebhookUrl
+    types: WebhookTypes | None = None
+    description: Description | None = None
+    begin: ShortText | None = msgspec.field(default=None, name="from")
+
+
+class WebhookChangeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change of a webhook endpoint: only what is given."""
+
+    url: WebhookUrl | None = None
+    types: WebhookTypes | None = None
+    description: Description | None = None
+    status: Literal["active", "paused"] | None = None
+
+
+class RedeliverBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to send again: every event `since` a moment, or these deliveries. One of the two."""
+
+    since: ShortText | None = None
+    delivery_ids: Annotated[list[ShortText], Meta(min_length=1, max_length=REDELIVERED_MAX)] | None = None
 
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from expediter.errors import (
     PreconditionFailed,
     Unavailable,
     UnknownPayment,
+    WebhookNotFound,
 )
 from expediter.store.feed import CursorGone
 from expediter.web.http import Header, Reply
@@ -66,6 +67,7 @@ STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
     (BadRequest, 400, "Bad request"),
     (OrderNotFound, 404, "Not found"),
     (UnknownPayment, 404, "Unknown payment"),
+    (WebhookNotFound, 404, "Not found"),
     (DuplicateOrder, 409, "Duplicate order"),
     (IllegalTransition, 409, "Illegal transition"),
     (MoneyInFlight, 409, "Money in flight"),

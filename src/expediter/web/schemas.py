@@ -31,6 +31,11 @@ ORDER_ID: Schema = {
     "type": "string",
     "pattern": f"^(?!(?:{'|'.join(sorted(map(re.escape, RESERVED_IDS)))})$)[A-Za-z0-9._-]{{1,64}}$",
 }
+#: What stands in a path, by its name.
+PATH_VALUES: Mapping[str, Schema] = {
+    "order_id": ORDER_ID,
+    "webhook_id": {"type": "string", "pattern": "^[A-Za-z0-9_]{1,40}$"},
+}
 #: A whole number that is sent is at most this far from 0. To JSON Schema 1e300 is a whole number, too.
 _WHOLE_MAX = 2**53 - 1
 #: Texts that are sent have no NUL: not every database can store one.
@@ -81,6 +86,7 @@ _WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     },
     ("EventDocument", "type"): EVENT_TYPES,
     ("FeedEventDocument", "type"): EVENT_TYPES,
+    ("DeliveryDocument", "type"): EVENT_TYPES,
     ("NextAction", "action"): tuple(JobKind),
     ("AttemptDocument", "action"): ("charge", "capture", "void", "refund"),
     ("RefundDocument", "status"): tuple(RefundStatus),
@@ -173,6 +179,23 @@ _BODY = {
 }
 _PLACED_AT = _DOCUMENT["created_at"]
 _BUCKET = {"count": 0}
+_WEBHOOK = {
+    "id": "wh_019ac5a4b5c07f2e8d1b2c3d4e5f6071",
+    "url": "http://127.0.0.1:9000/hooks",
+    "types": ["order.*"],
+    "description": "the kitchen",
+    "status": "active",
+    "position": 7,
+    "behind": 0,
+    "last_success_at": _PLACED_AT,
+    "last_error": None,
+    "created_at": _PLACED_AT,
+}
+_NOTICE = {
+    "type": "order.placed",
+    "timestamp": _PLACED_AT,
+    "data": {"order_id": _ID, "number": 1, "position": 7, "order": _DOCUMENT, "change": {"order": _DOCUMENT}},
+}
 _ALIVE = {"status": "ok"}
 
 _REFUND = {
@@ -244,6 +267,37 @@ EXAMPLES: Mapping[str, Any] = {
         ],
         "next_cursor": "MC43",
         "has_more": False,
+    },
+    "WebhookBody": {"url": "http://127.0.0.1:9000/hooks", "types": ["order.*"], "description": "the kitchen"},
+    "WebhookChangeBody": {"types": ["order.completed", "order.cancelled"], "status": "paused"},
+    "RedeliverBody": {"since": "2026-11-21T09:30:00Z"},
+    "WebhookDocument": _WEBHOOK,
+    "WebhookList": {"webhooks": [_WEBHOOK]},
+    "DeliveryList": {
+        "deliveries": [
+            {
+                "id": "evt_0f3c1a5b7d9e2f4a6c8b0d1e3f5a7c9b",
+                "order_id": _ID,
+                "number": 1,
+                "position": 7,
+                "type": "order.placed",
+                "status": "waiting",
+                "tries": 1,
+                "first_tried_at": _PLACED_AT,
+                "last_tried_at": _PLACED_AT,
+                "next_try_at": _PLACED_AT,
+                "request": _NOTICE,
+                "answer": {"status": 500, "body": "out of paper", "seconds": 0.012},
+                "error": "answered 500",
+            }
+        ],
+        "next_cursor": None,
+    },
+    "WebhookTested": {
+        "id": "test_019ac5a4b5c07f2e8d1b2c3d4e5f6071",
+        "delivered": True,
+        "answer": {"status": 204, "body": "", "seconds": 0.012},
+        "error": None,
     },
     "OrderList": {
         "orders": [_DOCUMENT],

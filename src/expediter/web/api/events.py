@@ -11,7 +11,7 @@ from starlette.types import Send
 
 from expediter.errors import ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.documents import EventData, event_document
-from expediter.orders.events import EVENT_TYPES
+from expediter.orders.events import EVENT_TYPES, types_named
 from expediter.store.feed import Cursor, CursorGone, FeedEvent
 from expediter.web.context import Context
 from expediter.web.http import Call, Header, Reply, json_reply, to_json, whole_number
@@ -103,9 +103,7 @@ def _types(text: str | None, faults: list[Fault]) -> Sequence[str] | None:
     found: dict[str, None] = {}
     for word in text.split(","):
         name = word.strip()
-        stem = name.removesuffix("*")
-        named = [each for each in EVENT_TYPES if each == name or (name.endswith(".*") and each.startswith(stem))]
-        if not named:
+        if not (named := types_named(name)):
             faults.append(Fault("types", f"{name!r} is no type of event; there are: {', '.join(EVENT_TYPES)}"))
         found |= dict.fromkeys(named)
     return list(found)

@@ -213,14 +213,14 @@ async def change_status(call: Call, context: Context) -> Reply:
 async def cancel_order(call: Call, context: Context) -> Reply:
     """Cancel an order; what was charged is refunded. 409 while the outcome of a charge is open."""
     command = CancelOrder(order_id=path_order_id(call), if_version=call.if_version())
-    await _no_body(call)
+    await no_body(call)
     return await _change(call, context, command, 202)
 
 
 async def retry_order(call: Call, context: Context) -> Reply:
     """Try again what failed, or take up a parked order."""
     command = RetryOrder(order_id=path_order_id(call), if_version=call.if_version())
-    await _no_body(call)
+    await no_body(call)
     return await _change(call, context, command, 202)
 
 
@@ -243,11 +243,12 @@ async def report_fulfilment(call: Call, context: Context) -> Reply:
 async def delete_order(call: Call, context: Context) -> Reply:
     """Delete an order; its id is not used again. 409 while money is in flight."""
     command = DeleteOrder(order_id=path_order_id(call), if_version=call.if_version())
-    await _no_body(call)
+    await no_body(call)
     return await _change(call, context, command, 204)
 
 
-async def _no_body(call: Call) -> None:
+async def no_body(call: Call) -> None:
+    """Refuse a body where none is taken. Raises InvalidInput."""
     call.query()
     if (await call.body()).strip() not in (b"", b"{}"):
         raise InvalidInput([Fault("", "this call takes no body")])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
 
 from expediter.errors import Fault, InvalidInput
-from expediter.orders.documents import OrderDocument
-from expediter.orders.order import MICROSECONDS, Status, is_order_id
+from expediter.orders.documents import OrderDocument, microseconds
+from expediter.orders.order import Status, is_order_id
 from expediter.store.queries import Page
 from expediter.store.submissions import PageQuery
 from expediter.web.context import Context
@@ -136,12 +135,9 @@ def _date(given: dict[str, str], name: str, faults: list[Fault]) -> int | None:
     if name not in given:
         return None
     try:
-        moment = datetime.fromisoformat(given[name].replace(" ", "+"))
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-        return (since.days * 86_400 + since.seconds) * MICROSECONDS + since.microseconds
-    except (ValueError, OverflowError):
-        faults.append(Fault(name, "must be a date or time such as 2026-11-21 or 2026-11-21T09:30:00Z"))
+        return microseconds(given[name])
+    except ValueError as error:
+        faults.append(Fault(name, str(error)))
         return None
 
 

@@ -1,0 +1,1 @@
+"""Webhooks: readers of the feed that tell others what has happened."""
