@@ -38,14 +38,14 @@ async def fill(committer: Committer) -> None:
         await applied(committer, Request(paid))
     await applied(committer, Request(CancelOrder(order_id="R1")))
     (claim,) = (await claimed(committer)).claimed
-    refunded = RecordRefund(order_id="R1", fence=claim.job.fence, outcome=PaymentOutcome.SUCCEEDED)
+    refunded = RecordRefund(order_id="R1", fence=claim.job.fence, refund=1, outcome=PaymentOutcome.SUCCEEDED)
     await applied(committer, Request(refunded))
     await applied(committer, Request(DeleteOrder(order_id="D1")))
     await applied(committer, place("H1"))
     await claimed(committer)
     answer = Answer(202, {"location": "/api/v1/orders/P1"}, "{}")
     key = IdempotencyKey("key-1", "f", DAY)
-    await applied(committer, Request(place("P1").command, key, lambda order, lines: answer))
+    await applied(committer, Request(place("P1").command, key, lambda applied: answer))
 
 
 @pytest.fixture
@@ -87,6 +87,9 @@ DAMAGES = {
         "C1",
         "a call to the gateway was about another amount",
     ),
+    "UPDATE refunds SET amount_minor = 1": ("R1", "its refunds do not add up to the 2997 that are given back"),
+    "UPDATE refunds SET status = 'pending'": ("R1", "its open refunds do not add up to the 0 that are set aside"),
+    "DELETE FROM refunds": ("R1", "its refunds are not numbered from 1 to 1"),
     "UPDATE orders SET charging = 0 WHERE order_id = 'H1'": (
         "H1",
         "its calls [1] to the gateway have no outcome, and its row says charging=False",

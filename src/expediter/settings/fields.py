@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from enum import StrEnum
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -13,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from expediter.orders.money import CURRENCY_DIGITS
 from expediter.orders.order import Stages
+from expediter.settings.choices import Compat, Intake, PaymentCapture
 
 #: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
 #: %(s)s status, %(B)s bytes, %(M)s milliseconds.
@@ -23,31 +23,6 @@ REDIS_PREFIX_CHARACTERS_MAX = 64
 #: What the names of keys begin with that end in an id, a key or a page. With one of these in its prefix, what one
 #: installation keeps could have the name of what another one removes.
 _OPEN_KEYS = ("orders:detail:", "orders:list:", "temp_order:", "temp_changes:", "idempotency:")
-
-
-class Intake(StrEnum):
-    """Where an order is safe when its client is answered: in the database, or first in the broker."""
-
-    DIRECT = "direct"
-    QUEUED = "queued"
-
-
-class PaymentCapture(StrEnum):
-    """When the money of an order is taken."""
-
-    AT_ONCE = "at_once"
-    ON_COMPLETION = "on_completion"
-
-
-class Compat(StrEnum):
-    """The order service whose clients are understood, besides Expediter's own."""
-
-    NONE = ""
-    CACHED = "cached"
-    QUEUED = "queued"
-    PROCESSOR = "processor"
-    DELIVERY = "delivery"
-    STREAMS = "streams"
 
 
 def _currency(code: str) -> str:

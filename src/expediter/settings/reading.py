@@ -17,7 +17,8 @@ from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError
 
 from expediter.errors import ConfigurationError
-from expediter.settings.fields import OTHERWISE, Compat, Settings
+from expediter.settings.choices import Compat
+from expediter.settings.fields import OTHERWISE, Settings
 
 #: What names the file in which settings may stand, and its name where that says nothing.
 ENV_FILE_VARIABLE = "EXPEDITER_ENV_FILE"

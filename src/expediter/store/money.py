@@ -18,6 +18,8 @@ class Money:
     def __init__(self, connection: Connection) -> None:
         """Nothing is loaded."""
         self._connection = connection
+        #: Whether there is anything to write.
+        self.changed = False
         self._attempts: list[Attempt] = []
         self._attempt_results: list[AttemptResult] = []
         self._refunds: dict[str, dict[int, OrderRefund]] = {}
@@ -46,6 +48,7 @@ class Money:
 
     def record(self, order_id: str, decision: Decision) -> None:
         """Take note of what was decided."""
+        self.changed = True
         for attempt in decision.attempts:
             if isinstance(attempt, Attempt):
                 self._attempts.append(attempt)

@@ -148,7 +148,8 @@ class _Batch:
             await self._load_held(other)
         else:
             await self._load_orders([*placing, *other])
-        await self._money.load(order for order, _ in self._before.values())
+        if self._before:
+            await self._money.load(order for order, _ in self._before.values())
         if used := placing + used:
             rows = await self._connection.fetch(DELETED_ORDERS, ids=used)
             self._deleted.update(row[0] for row in rows)
@@ -234,7 +235,8 @@ class _Batch:
             raise DuplicateOrder(order_id, deleted=True)
         # A process's look at the clock may be a little behind another's that changed the order before.
         now = self._now if order is None else max(self._now, order.updated_at)
-        decision = decide(order, job, command, now, self._money.refunds(order_id))
+        refunding = order is not None and order.refunding_minor
+        decision = decide(order, job, command, now, self._money.refunds(order_id) if refunding else ())
         self._record(order_id, decision)
         if isinstance(command, PlaceOrder):
             self._lines[order_id] = decision.lines
@@ -366,7 +368,8 @@ class _Batch:
             await connection.remove(schema.order_lines, gone, exactly=False)
             await connection.insert(schema.deleted_orders, [(order_id, self._now) for order_id in gone])
         await self._write_jobs()
-        await self._money.write()
+        if self._money.changed:
+            await self._money.write()
         if self._new_answers:
             await keep_answers(self._connection, self._new_answers, self._now)
         counters = [(name, self._slot, value) for name, value in sorted(self._counted().items()) if value]

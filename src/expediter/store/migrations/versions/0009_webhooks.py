@@ -15,6 +15,14 @@ down_revision = "0008"
 MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 
+def _compare_whole_texts(table: str) -> None:
+    """Give a new table of MariaDB or MySQL the collation that step 0005 gave the others."""
+    dialect = op.get_bind().dialect
+    if dialect.name in ("mysql", "mariadb"):
+        collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+        op.execute(f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}")
+
+
 def upgrade() -> None:
     """Nobody is told of anything yet."""
     op.create_table(
@@ -61,3 +69,5 @@ def upgrade() -> None:
     )
     op.create_index("webhook_deliveries_by_status", "webhook_deliveries", ["endpoint_id", "status", "position"])
     op.create_index("webhook_deliveries_by_order", "webhook_deliveries", ["order_id"])
+    for table in ("webhook_endpoints", "webhook_deliveries"):
+        _compare_whole_texts(table)
