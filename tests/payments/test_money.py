@@ -18,6 +18,7 @@ from standardwebhooks import Webhook
 
 from auditing import wait_until
 from expediter.orders.order import gateway_key
+from servers import free_port
 from serving import Serving
 from storing import Place
 from trying import TrialGateway
@@ -292,3 +293,69 @@ def test_a_charge_that_lands_on_a_cancelled_order_goes_back(folder: Path, gatewa
         assert (ended["status"], ended["payment_status"]) == ("cancelled", "refunded")
         assert ended["refunded_minor"] == 6000
     assert [entry["action"] for entry in gateway.entries()] == ["charge", "refund"]
+
+
+# A customer who must act, on the page of the trial gateway.
+
+
+@pytest.fixture
+def calling(folder: Path) -> Iterator[tuple[TrialGateway, dict[str, str]]]:
+    """A gateway that calls back, early and twice, and the settings of the service that it calls."""
+    port = free_port()
+    words = ["--callback", f"http://127.0.0.1:{port}/api/v1/payments/callback", "--secret", SECRET]
+    with TrialGateway(folder, *words, "--callbacks-twice", "--callbacks-early") as gateway:
+        yield gateway, {"PORT": str(port), "PAYMENT_GATEWAY": gateway.url, "PAYMENT_GATEWAY_SECRET": SECRET}
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_customer_says_yes_or_no(
+    calling: tuple[TrialGateway, dict[str, str]], at: Place, folder: Path, later: bool
+) -> None:
+    """The order has the page's address; yes pays (or reserves) it, no fails it, and a retry asks anew."""
+    gateway, settings = calling
+    settings |= {"DATABASE_URL": at.address} | ({"PAYMENT_CAPTURE": "on_completion"} if later else {})
+    with Serving(folder, **settings) as service:
+        for name in ("yes", "no"):
+            service.client.post("/orders", json=order(name, payment_token="tok_action"))
+        acts = {}
+        for name in ("yes", "no"):
+            wait_until(lambda name=name: waits(service, name))  # type: ignore[misc]
+            now = service.client.get(f"/orders/{name}").json()
+            assert (now["status"], now["payment_action"]["type"]) == ("payment_processing", "redirect")
+            assert now["payment_action"]["expires_at"] > now["created_at"]
+            assert "must confirm the payment" in service.client.get(f"/orders/{name}/explain").json()["why"]
+            for moved in ("confirmed", "payment_failed"):
+                refused = service.client.patch(f"/orders/{name}/status", json={"status": moved})
+                assert refused.status_code == 409
+            acts[name] = now["payment_action"]["url"]
+        for name, url in acts.items():
+            assert httpx2.post(url, data={"answer": name}).status_code in (200, 303)
+        ended = service.until_rest("yes")
+        assert (ended["status"], ended["payment_status"]) == ("completed", "paid")
+        assert ended["payment_action"] is None
+        failed = service.until_rest("no")
+        assert (failed["status"], failed["payment_status"]) == ("payment_failed", "declined")
+        assert service.client.post("/orders/no/retry").status_code == 202
+        wait_until(lambda: waits(service, "no"))
+        assert service.client.get("/orders/no").json()["payment_action"]["url"] != acts["no"]
+        assert service.client.post("/orders/no/cancel").status_code == 202
+        ended = service.until_rest("no")
+        assert (ended["status"], ended["payment_status"]) == ("cancelled", "voided")
+    taken = [(entry["action"], entry["order_id"]) for entry in gateway.entries() if entry.get("order_id")]
+    assert ("charge", "no") not in taken
+    assert_verified(at.address, gateway.ledger)
+
+
+def waits(service: Serving, order_id: str) -> bool:
+    return bool(service.client.get(f"/orders/{order_id}").json()["payment_status"] == "action_required")
+
+
+def test_a_customer_who_does_not_answer_in_time(folder: Path, gateway: TrialGateway) -> None:
+    """Nobody calls back: the gateway is asked, the payment is voided there, and the order says why."""
+    with Serving(folder, PAYMENT_GATEWAY=gateway.url, PAYMENT_ACTION_SECONDS="1") as service:
+        service.client.post("/orders", json=order("A1", payment_token="tok_action"))
+        ended = service.until_rest("A1")
+        assert (ended["status"], ended["payment_status"]) == ("cancelled", "voided")
+        assert ended["last_error"] == "the customer did not confirm the payment in time"
+    assert gateway.entries()[-1]["action"] == "void"
+    assert_verified(f"sqlite:///{folder}/expediter.db", gateway.ledger)

@@ -97,6 +97,11 @@ def test_a_person_s_day(terminal: Terminal) -> None:
     assert terminal.lines("cancel", "A2") == ["A2  cancelled, payment declined"]
     refused = terminal.run("cancel", "A1", says=1)
     assert refused.stderr.startswith("expediter: Order A1 is completed and cannot become cancelled")
+    assert terminal.lines("refund", "A1", "--amount", "1.50") == ["refund 1: 1.50 USD, pending"]
+    assert terminal.lines("refund", "A1", "--by-hand", "cash 7") == ["refund 2: 4.40 USD, succeeded"]
+    assert len(terminal.lines("refund", "A1", "--list")) == 2
+    refused = terminal.run("refund", "A1", says=1)
+    assert "0.00 are left to refund" in refused.stderr
 
 
 @pytest.mark.parametrize("terminal", [HERE], indirect=True)

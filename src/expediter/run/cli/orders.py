@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from expediter.errors import ConfigurationError, Refused
+from expediter.orders.money import format_minor
 from expediter.orders.order import Status, is_order_id
 from expediter.run.cli.output import (
     command,
@@ -245,6 +246,46 @@ def cancel(order_id: OrderId, key: Key = None, url: Url = None, as_json: AsJson 
 def retry(order_id: OrderId, key: Key = None, url: Url = None, as_json: AsJson = False) -> None:
     """Take up an order again that has failed, or whose job is parked."""
     _change(order_id, "/retry", key, url, as_json)
+
+
+@command(app, "orders refund DEMO-1 --amount 12.50 --reason 'no fries'", "orders refund DEMO-1 --list")
+def refund(
+    order_id: OrderId,
+    amount: Annotated[
+        str | None, typer.Option(help="How much, such as 12.50; without it all that is left.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why.")] = None,
+    by_hand: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="Record one that was made outside, under this name.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Only show the refunds that there are.")] = False,
+    key: Key = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give back a part or all of what was paid for an order."""
+    body: dict[str, Any] = {"amount": amount, "reason": reason}
+    if by_hand is not None:
+        body |= {"by_hand": True, "reference": by_hand}
+    asked = {name: value for name, value in body.items() if value is not None}
+
+    async def work(client: Client) -> None:
+        path = _at(order_id, "/refunds")
+        if show:
+            document = await client.read(path)
+            refunds = document["refunds"]
+        else:
+            document = (await client.change("POST", path, msgspec.json.encode(asked), key=key)).document
+            refunds = [document]
+        if as_json:
+            print_json(document)
+            return
+        for each in refunds:
+            given_back = format_minor(each["amount_minor"], each["currency"])
+            words = f"refund {each['number']}: {given_back} {each['currency']}, {each['status']}"
+            print_line(f"{words} ({each['error']})" if each["error"] else words)
+
+    _with_client(url, work)
 
 
 def _change(order_id: str, rest: str, key: str | None, url: str | None, as_json: bool) -> None:
