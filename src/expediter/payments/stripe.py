@@ -1,4 +1,4 @@
-"""Stripe by its official library: an order's charge is one PaymentIntent (docs/decisions/031-stripe.md).
+"""Stripe by its official library: an order's charge is one PaymentIntent (docs/decisions/026-stripe.md).
 
 A PaymentIntent is made first and confirmed after that. Made alone, it moves no money; once its id is known, what
 became of it is looked up there. So no money hangs on an answer that was lost, or that was a failure of Stripe's.
