@@ -29,7 +29,7 @@ from auditing import wait_until
 from expediter.backends.databases import open_database, parse_url
 from expediter.errors import CommitUncertain, ConfigurationError, DatabaseUnavailable, DuplicateOrder
 from expediter.orders.commands import CancelOrder, PlaceOrder
-from expediter.orders.order import Line, Order
+from expediter.orders.order import Line
 from expediter.store.lookups import counters, orders_with_lines
 from expediter.store.migrations import upgrade
 from expediter.store.migrations.servers import upgrade_server
@@ -76,8 +76,8 @@ def test_ten_upgrades_at_once_do_the_work_once(at: Place) -> None:
     assert rows(at, "SELECT count(*) FROM feed") == [(1,)]
 
 
-def answer(order: Order, lines: tuple[Line, ...]) -> Answer:
-    return Answer(201, {}, order.order_id)
+def answer(applied: Applied) -> Answer:
+    return Answer(201, {}, applied.order.order_id)
 
 
 async def test_an_id_placed_by_two_processes_is_one_order(at: Place) -> None:
