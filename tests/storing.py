@@ -102,3 +102,19 @@ async def claimed(committer: Committer, asked: ClaimDue | None = None) -> Claims
 def rows(at: Place | Path, statement: str) -> Sequence[Any]:
     """Return what another reader of the database sees."""
     return (at if isinstance(at, Place) else Place(f"sqlite:///{at}/orders.db")).rows(statement)
+
+
+def undo_money_and_webhooks(at: Place) -> None:
+    """Take the steps 0008 and 0009 of the database back."""
+    at.change("DROP TABLE webhook_endpoints")
+    at.change("DROP TABLE webhook_deliveries")
+    at.change("DROP TABLE refunds")
+    if at.server is not None:
+        for check in ("orders_captured_was_authorized", "orders_refunded_was_captured"):
+            at.change(f"ALTER TABLE orders DROP CONSTRAINT {check}")
+    amounts = ("refunded_minor", "refunding_minor", "captured_minor", "authorized_minor")
+    for column in (*amounts, "refunds", "payment_action", "action_expires_at"):
+        at.change(f"ALTER TABLE orders DROP COLUMN {column}")
+    for column in ("then_kind", "then_due_at"):
+        at.change(f"ALTER TABLE jobs DROP COLUMN {column}")
+    at.change("UPDATE alembic_version SET version_num = '0007'")
