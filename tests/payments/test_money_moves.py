@@ -356,4 +356,4 @@ def test_a_customer_who_does_not_answer_in_time(folder: Path, gateway: TrialGate
         assert (ended["status"], ended["payment_status"]) == ("cancelled", "voided")
         assert ended["last_error"] == "the customer did not confirm the payment in time"
     assert gateway.entries()[-1]["action"] == "void"
-    assert_verified(f"sqlite:///{folder}/expediter.db", gateway.ledger)
+    assert_verified(f"sqlite:///{folder}/orders.db", gateway.ledger)
