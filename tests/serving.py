@@ -167,6 +167,15 @@ class Serving(Program):
         self.kill()
         self._attending.__exit__(kind, error, trace)
 
+    def until_version(self, order_id: str, version: int) -> dict[str, object]:
+        """Return the order once it has this version or a newer one."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            order: dict[str, object] = self.client.get(f"/orders/{order_id}", params={"wait": "0.2"}).json()
+            if int(str(order["version"])) >= version:
+                return order
+        raise AssertionError(f"{order_id} has not come to version {version}: {order}")
+
     def until_rest(self, order_id: str) -> dict[str, object]:
         """Return the order once nothing more happens to it unasked."""
         deadline = time.monotonic() + PATIENCE_SECONDS

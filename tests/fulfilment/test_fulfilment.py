@@ -44,7 +44,7 @@ def test_by_hand_nobody_but_a_caller_moves_an_order_on(folder: Path) -> None:
         client = service.client
         paid = client.post("/orders", json={"user_id": 1, "item_ids": [1], "total_amount": 5}).json()["order_id"]
         free = client.post("/orders", json={"user_id": 1, "item_ids": [1]}).json()["order_id"]
-        confirmed = client.get(f"/orders/{paid}", params={"wait": "30", "min_version": "3"}).json()
+        confirmed = service.until_version(paid, 3)
         assert (confirmed["status"], confirmed["payment_status"]) == ("confirmed", "paid")
         # Charging the other showed that the worker runs: this one it leaves alone.
         assert client.get(f"/orders/{free}").json()["version"] == 1
@@ -61,7 +61,7 @@ def test_by_hand_nobody_but_a_caller_moves_an_order_on(folder: Path) -> None:
         cancelled = client.post("/orders", json={"user_id": 1, "item_ids": [1], "total_amount": 5}).json()[
             "order_id"
         ]
-        client.get(f"/orders/{cancelled}", params={"wait": "30", "min_version": "3"})
+        service.until_version(cancelled, 3)
         client.post(f"/orders/{cancelled}/cancel")
         assert service.until_rest(cancelled)["payment_status"] == "refunded"
 

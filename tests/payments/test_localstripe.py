@@ -205,7 +205,7 @@ def test_the_service_is_paid_by_it(address: str, folder: Path) -> None:
             "items": [{"name": "Pen", "quantity": 1, "price": "1.20"}],
         }
         service.client.post("/orders", json=order | {"payment_token": token})
-        service.client.get("/orders/A1?wait=30&min_version=3")
+        service.until_version("A1", 3)
         assert service.client.get("/orders/A1").json()["payment_status"] == "paid"
         service.client.post("/orders/A1/cancel")
         assert service.until_rest("A1")["payment_status"] == "refunded"

@@ -94,7 +94,7 @@ def test_the_example_gateway_moves_an_order(folder: Path) -> None:
             "items": [{"name": "Pen", "quantity": 1, "price": "1.20"}],
         }
         service.client.post("/orders", json=order)
-        service.client.get("/orders/A1?wait=30&min_version=3")
+        service.until_version("A1", 3)
         assert service.client.get("/orders/A1").json()["payment_status"] == "paid"
         service.client.post("/orders/A1/cancel")
         assert service.until_rest("A1")["payment_status"] == "refunded"
@@ -113,7 +113,7 @@ def test_a_gateway_that_asks_for_a_token_is_shown_none_in_vain(folder: Path) -> 
             "items": [{"name": "Pen", "quantity": 1, "price": "1.20"}],
         }
         service.client.post("/orders", json=order)
-        service.client.get("/orders/A1?wait=30&min_version=3")
+        service.until_version("A1", 3)
         shown = service.client.get("/orders/A1/explain").text
         assert "Bring the gateway's token" in shown
         assert gateway.entries() == []
