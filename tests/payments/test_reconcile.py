@@ -58,6 +58,10 @@ def test_every_difference_is_named_and_nothing_else(at: Place, folder: Path) -> 
         with httpx2.Client(base_url=gateway.url) as client:
             charge = {"key": "k", "order_id": "B1", "amount_minor": 700, "currency": "USD"}
             client.post("/payments", json=charge, headers={"Idempotency-Key": "k"})
+            # Declined, and charged at the gateway under the next key all the same.
+            key = gateway_key("D1", 2)
+            charge = {"key": key, "order_id": "D1", "amount_minor": 6000, "currency": "USD"}
+            client.post("/payments", json=charge, headers={"Idempotency-Key": key})
             key = gateway_key("A2", 1)
             refund = {"key": "r", "amount_minor": 1, "reason": ""}
             client.post(f"/payments/pay_{key}/refunds", json=refund, headers={"Idempotency-Key": "r"})
@@ -67,6 +71,7 @@ def test_every_difference_is_named_and_nothing_else(at: Place, folder: Path) -> 
         assert status == 1
         assert named == {
             "B1": "charged there (700 USD), and no order is here",
+            "D1": "captured: 0 here, 6000 there (minor units of USD)",
             "A2": "refunded: 0 here, 1 there (minor units of USD)",
             "A3": "charged there (6000 USD), and no order is here",
         }
