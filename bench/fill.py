@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 import uuid_utils
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import func, select
 
 from expediter.backends.databases import Connection, Row, open_database
 from expediter.orders.commands import (
@@ -80,8 +80,6 @@ _MENU = (
 )
 
 _NEWEST = select(func.max(schema.orders.c.created_at))
-_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + bindparam("count"))
-_FEED = select(schema.feed.c.position)
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -272,9 +270,7 @@ async def _store(connection: Connection, rows: Rows) -> None:
         if new:
             await connection.insert(table, new)
     await connection.add(schema.counters, [(name, SLOT, value) for name, value in sorted(rows.counters.items())])
-    await connection.run(_ADVANCE_FEED, count=len(rows.events))
-    first = int((await connection.fetch(_FEED))[0][0]) - len(rows.events) + 1
-    await connection.insert(schema.events, [(first + index, *row) for index, row in enumerate(rows.events)])
+    await connection.append(schema.feed.c.position, schema.events, rows.events)
 
 
 def fill(address: str, count: int, progress: Callable[[int], None] | None = None, *, waiting: int = 0) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from auditing import charges, gateway_with_ledger, wait_until, working
 from serving import Program, Serving
-from storing import Place, rows
+from storing import Place, position, rows
 
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "online_retail.py"
 _spec = importlib.util.spec_from_file_location("online_retail", _EXAMPLE)
@@ -163,8 +163,10 @@ class Shop:
         assert int(everything[0][0]) == valid
         gaps = "SELECT order_id FROM events GROUP BY order_id HAVING count(*) <> max(number) OR min(number) <> 1"
         assert rows(at, gaps) == []
-        newest = rows(at, "SELECT count(*), max(position) FROM events")[0]
-        assert newest[0] == newest[1] == rows(at, "SELECT position FROM feed")[0][0]
+        ((count, newest),) = rows(at, "SELECT count(*), max(position) FROM events")
+        # Where numbers come from a sequence, a transaction that was given up has left a gap.
+        assert count <= newest <= position(at)
+        assert count == newest == position(at) or at.address.startswith("postgresql")
         sample = self.shoppers.accepted[:: max(1, valid // 50)]
         for door in self.doors:
             for order_id in sample:

@@ -104,8 +104,20 @@ def rows(at: Place | Path, statement: str) -> Sequence[Any]:
     return (at if isinstance(at, Place) else Place(f"sqlite:///{at}/orders.db")).rows(statement)
 
 
+def position(at: Place | Path) -> int:
+    """Return the position that the feed is at."""
+    on_postgresql = isinstance(at, Place) and at.address.startswith("postgresql")
+    told = rows(at, "SELECT last_value FROM feed_position" if on_postgresql else "SELECT position FROM feed")
+    return int(told[0][0])
+
+
 def undo_money_and_webhooks(at: Place) -> None:
-    """Take the steps 0008 and 0009 of the database back."""
+    """Take the steps 0008 to 0010 of the database back."""
+    if at.address.startswith("postgresql"):
+        at.change("ALTER TABLE feed ADD COLUMN position bigint NOT NULL DEFAULT 0")
+        at.change("UPDATE feed SET position = last_value FROM feed_position")
+        at.change("DROP FUNCTION feed_position_hold, feed_position_settled")
+        at.change("DROP SEQUENCE feed_position")
     at.change("DROP TABLE webhook_endpoints")
     at.change("DROP TABLE webhook_deliveries")
     at.change("DROP TABLE refunds")

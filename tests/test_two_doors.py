@@ -15,7 +15,7 @@ import pytest
 from auditing import charges, gateway_with_ledger, wait_until, working
 from servers import RedisServer, missing
 from serving import Serving
-from storing import Place, rows
+from storing import Place, position, rows
 
 #: Writes and reads on each database: a thousand in all.
 TURNS = 340
@@ -166,14 +166,14 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(
             try:
                 with working(folder, **settings):
                     wait_until(lambda: rows(at, "SELECT count(*) FROM jobs") == [(0,)])
-                    before = rows(at, "SELECT position FROM feed")
+                    before = position(at)
                     sleeper.process.send_signal(signal.SIGCONT)
                     # Once it has drained it has tried to hand in whatever it had.
                     assert sleeper.stop() == 0
             finally:
                 if sleeper.process.poll() is None:
                     sleeper.process.send_signal(signal.SIGCONT)
-        assert rows(at, "SELECT position FROM feed") == before
+        assert position(at) == before
     made = charges(folder)
     assert len(made) == len({key for key, _ in made}) == 40
     assert rows(at, "SELECT count(*) FROM orders WHERE status = 'completed'") == [(40,)]

@@ -97,7 +97,7 @@ def on_sqlite(path: str, count: int) -> float:
 
 async def on_postgresql(address: str, count: int) -> float:
     raw = await asyncpg.connect(address)
-    made = batches(count, await raw.fetchval("SELECT position FROM feed") + 1)
+    made = batches(count, await raw.fetchval("SELECT last_value FROM feed_position") + 1)
     started = time.perf_counter()
     for batch in made:
         async with raw.transaction():
@@ -108,7 +108,9 @@ async def on_postgresql(address: str, count: int) -> float:
                 " ON CONFLICT (name, slot) DO UPDATE SET value = counters.value + $1",
                 BATCH_ORDERS,
             )
-            await raw.execute("UPDATE feed SET position = position + $1", len(batch["events"]))
+            await raw.execute(
+                "SELECT setval('feed_position', last_value + $1) FROM feed_position", len(batch["events"])
+            )
     seconds = time.perf_counter() - started
     await raw.close()
     return count / seconds

@@ -30,11 +30,12 @@ from expediter.store.lookups import is_deleted, order_job_and_lines, was_committ
 from expediter.store.maintenance import EXPIRED_KEYS_PER_BATCH
 from expediter.store.queries import NothingAccepted, Queries
 from expediter.store.rows import count_order, read_order
+from expediter.store.statements import POSITION
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, PageQuery, Request
 from expediter.store.watching import look
 from servers import in_thread
 from serving import PATIENCE_SECONDS
-from storing import Place, ask, claim, claimed, open_committer, place, rows
+from storing import Place, ask, claim, claimed, open_committer, place, position, rows
 
 _FILLER = Path(__file__).resolve().parents[2] / "bench" / "fill.py"
 _spec = importlib.util.spec_from_file_location("fill", _FILLER)
@@ -116,8 +117,9 @@ async def use_everything(at: Place, database: Database) -> None:
     await queries.order(order_id)
     await queries.wait(order_id, beyond=0, seconds=0)
     await queries.wait(order_id, beyond=99, seconds=0.01)
-    ((position,),) = rows(at, "SELECT position FROM feed")
-    assert len((await database.read(partial(look, after=position - 9))).events or ()) == 9
+    newest = position(at)
+    looking = partial(look, after=newest - 9)
+    assert len((await database.read(looking, settled=POSITION)).events or ()) == 9
     await queries.inspect(order_id)
     await queries.attempts([order_id, "no"])
     await queries.history(order_id)
@@ -353,7 +355,7 @@ def assert_sound(at: Place) -> None:
         kind = Placed if type == "order.placed" else Changes
         told[order_id].append(Event(order_id, number, moment, type, msgspec.json.decode(data, type=kind)))
     assert [row[0] for row in events] == list(range(1, len(events) + 1))
-    assert rows(at, "SELECT position FROM feed") == [(len(events),)]
+    assert position(at) == len(events)
     for order_id, order in orders.items():
         assert [event.number for event in told[order_id]] == list(range(1, order.version + 1))
         assert replay(told[order_id]) == msgspec.structs.replace(order, payment_token=None)

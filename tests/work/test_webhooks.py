@@ -13,7 +13,7 @@ from typing import Any
 from auditing import wait_until
 from receiving import Got, Receiver
 from serving import Program, Serving
-from storing import Place, rows
+from storing import Place, position, rows
 
 #: Orders of the run; EXPEDITER_WEBHOOKS=2000 makes it a longer one.
 ORDERS = int(os.environ.get("EXPEDITER_WEBHOOKS", "200"))
@@ -76,7 +76,7 @@ def test_every_event_comes_in_order_beside_a_receiver_that_never_answers(folder:
             named[got.event].add(got.id)
         assert [event for event, names in named.items() if len(names) > 1] == []
         assert len(set.union(*named.values())) == sum(map(len, happened.values())) >= ORDERS * EVENTS
-        (newest,) = rows(at, "SELECT position FROM feed")[0]
+        newest = position(at)
         shown = client.get(f"/api/v1/webhooks/{endpoint}").json()
         assert (shown["status"], shown["position"]) == ("active", newest)
         assert rows(at, "SELECT count(*) FROM webhook_deliveries WHERE status = 'given_up'") == [(0,)]

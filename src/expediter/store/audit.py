@@ -23,7 +23,7 @@ from expediter.store.rows import (
     read_orders,
     read_refund,
 )
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, REFUNDS, among
+from expediter.store.statements import DELETED_ORDERS, LINES, ORDERS_AND_JOBS, POSITION, REFUNDS, among
 
 #: Orders, keys or rows of another table that are read at once.
 ROWS_PER_LOOK = 500
@@ -139,9 +139,8 @@ async def counters(connection: Connection) -> dict[str, int]:
 
 async def feed(connection: Connection) -> tuple[int, int]:
     """Return the position that the feed is at, and that of the newest event (0: there is none)."""
-    (position,) = (await connection.fetch(FEED))[0]
     (newest,) = (await connection.fetch(_NEWEST))[0]
-    return int(position), int(newest or 0)
+    return await connection.newest(POSITION), int(newest or 0)
 
 
 async def kept_answers(

@@ -1,7 +1,7 @@
 """The feed: every change of every order, in the order of commits, read on from a cursor.
 
-A reader sees each event once, whoever writes: the position of an event is given under a lock that its transaction
-holds until it has committed, so no event can appear behind one that was read.
+A reader sees each event once, whoever writes: it reads as far as positions are settled, which is as far as no
+transaction is under way that may bring an event yet (docs/decisions/027-nobody-waits-for-the-feed.md).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from expediter.backends.databases import Connection, Database
 from expediter.errors import ExpediterError
 from expediter.store import schema
 from expediter.store.incarnation import read_incarnation
+from expediter.store.statements import POSITION
 from expediter.store.watching import LOOK_SECONDS
 
 #: Positions that one read goes over, at most: with a filter it may find little in them.
@@ -31,7 +32,7 @@ LOOK_SECONDS_MIN = 0.02
 #: Microseconds by which an event may be older than one before it.
 _SPREAD = 10_000_000
 
-_AT = select(schema.feed.c.position, schema.feed.c.archived)
+_ARCHIVED_UNTIL = select(schema.feed.c.archived)
 _PART = (
     select(schema.events)
     .where(
@@ -110,38 +111,49 @@ async def read_feed(
     With types it may be fewer, and none, although more follow. Raises CursorGone.
     """
     incarnation = await read_incarnation(connection)
-    newest, archived = (await connection.fetch(_AT))[0]
+    archived = (await connection.fetch(_ARCHIVED_UNTIL))[0][0]
+    settled = await connection.settled(POSITION)
     begin = Cursor(incarnation, archived)
     position = 0 if after is None else after.position
-    if after is not None and (after.incarnation != incarnation or position > newest):
+    if after is not None and (
+        after.incarnation != incarnation or (position > settled and position > await connection.newest(POSITION))
+    ):
         raise CursorGone("Orders were cleared or the database was restored since: begin anew", begin)
     if position < archived:
         raise CursorGone("Some of what comes after this cursor was moved to the archive", begin)
-    events, reached = await _read(connection, position, newest, types, limit)
-    return FeedPage(events, Cursor(incarnation, reached), reached < newest)
+    events, reached = await _read(connection, position, settled, types, limit)
+    return FeedPage(events, Cursor(incarnation, reached), reached < settled)
 
 
 class FeedPart(NamedTuple):
-    """Events up to the position `reached`; the newest position, and up to which one the archive may have some."""
+    """Events up to the position `reached`, whether there are more, and up to which one the archive may have some.
+
+    `gone`: the position that was asked for is none of this database's, which is older than that.
+    """
 
     events: list[FeedEvent]
     reached: int
-    newest: int
+    more: bool
     archived: int
+    gone: bool
 
 
 async def read_part(connection: Connection, *, position: int, types: Sequence[str] | None, limit: int) -> FeedPart:
     """Return up to `limit` events behind `position` that are there, of these types (None: all)."""
-    newest, archived = (await connection.fetch(_AT))[0]
-    events, reached = await _read(connection, position, newest, types, limit)
-    return FeedPart(events, reached, newest, archived)
+    archived = (await connection.fetch(_ARCHIVED_UNTIL))[0][0]
+    settled = await connection.settled(POSITION)
+    gone = position > settled and position > await connection.newest(POSITION)
+    events, reached = await _read(connection, position, settled, types, limit)
+    return FeedPart(events, reached, reached < settled, archived, gone)
 
 
 async def _read(
-    connection: Connection, position: int, newest: int, types: Sequence[str] | None, limit: int
+    connection: Connection, position: int, settled: int, types: Sequence[str] | None, limit: int
 ) -> tuple[list[FeedEvent], int]:
     """Return events behind `position`, and how far they go."""
-    until = min(newest, position + POSITIONS_PER_READ)
+    until = min(settled, position + POSITIONS_PER_READ)
+    if until <= position:
+        return [], position
     if types is None:
         rows = await connection.fetch(_PART, after=position, until=until, limit=limit)
     else:
@@ -161,7 +173,11 @@ async def _read(
 async def end_of_feed(connection: Connection) -> Cursor:
     """Return the cursor behind everything that is there."""
     incarnation = await read_incarnation(connection)
-    return Cursor(incarnation, (await connection.fetch(_AT))[0][0])
+    return Cursor(incarnation, await connection.settled(POSITION))
+
+
+async def _reached(connection: Connection) -> tuple[int, int]:
+    return await connection.settled(POSITION), await connection.newest(POSITION)
 
 
 async def position_at(connection: Connection, at: int) -> int:
@@ -170,7 +186,7 @@ async def position_at(connection: Connection, at: int) -> int:
     Times follow positions but for the time that a transaction takes: whoever reads on from there may see some that
     are a little older.
     """
-    low, high = 0, (await connection.fetch(_AT))[0][0]
+    low, high = 0, await connection.settled(POSITION)
     at -= _SPREAD
     while low < high:
         middle = (low + high) // 2
@@ -198,16 +214,27 @@ class Feed:
         self._stopping = False
         self._wake = asyncio.Event()
         self._moved: asyncio.Future[None] | None = None
-        self._newest = -1
+        #: How far positions are known to be settled, and given out; neither is known before the first look.
+        self._settled = self._newest = -1
+        #: Whether the last look failed.
+        self._failing = False
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, after: Cursor | None, types: Sequence[str] | None, limit: int) -> FeedPage:
         """See read_feed. Raises CursorGone, Unavailable."""
-        return await self._database.read(partial(read_feed, after=after, types=types, limit=limit))
+        reading = partial(read_feed, after=after, types=types, limit=limit)
+        page = await self._database.read(reading, settled=POSITION)
+        self.note(page.cursor.position)
+        return page
 
     async def end(self) -> Cursor:
         """Return the cursor behind everything that is there. Raises Unavailable."""
-        return await self._database.read(end_of_feed)
+        return await self._database.read(end_of_feed, settled=POSITION)
+
+    def note(self, position: int) -> None:
+        """Take note that a reader has come so far: who goes on from there waits for more than that."""
+        self._settled = max(self._settled, position)
+        self._newest = max(self._newest, position)
 
     async def wait(self, cursor: Cursor, seconds: float) -> None:
         """Return when there may be something behind `cursor`, at the stop of the process, or after `seconds`."""
@@ -216,13 +243,15 @@ class Feed:
         try:
             while not self._stopping:
                 if self._task is None or self._task.done():
-                    self._newest = -1
+                    self._settled = self._newest = -1
+                    self._failing = False
                     self._task = asyncio.create_task(self._look_on(), name="feed")
                 if self._moved is None or self._moved.done():
                     self._moved = asyncio.get_running_loop().create_future()
-                # A position that went back belongs to another incarnation: the reader must hear of it.
-                if self._newest not in (-1, cursor.position):
+                if self._failing or self._settled > cursor.position:
                     return
+                if -1 < self._newest < cursor.position:
+                    return  # an older database came back, and the reader must hear of it
                 left = deadline - asyncio.get_running_loop().time()
                 if left <= 0:
                     return
@@ -248,12 +277,18 @@ class Feed:
         while self.waiting and not self._stopping:
             self._wake.clear()
             try:
-                newest = (await self._database.read(end_of_feed)).position
+                settled, newest = await self._database.read(_reached, settled=POSITION)
             except ExpediterError:
-                newest = -2  # whoever waits reads, and says what the matter is
-            if newest != self._newest:
-                self._newest = newest
+                self._failing = True  # whoever waits reads, and says what the matter is
                 self._tell()
+            else:
+                self._failing = False
+                if newest < self._newest:
+                    self._settled = -1
+                if settled > self._settled or newest < self._newest:
+                    self._settled = max(settled, self._settled)
+                    self._newest = newest
+                    self._tell()
             await asyncio.sleep(LOOK_SECONDS_MIN)
             try:
                 async with asyncio.timeout(LOOK_SECONDS):

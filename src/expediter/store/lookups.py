@@ -18,7 +18,7 @@ from expediter.orders.resilience import Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
 from expediter.store.rows import lines_by_order, read_attempt, read_order_and_job, read_orders, read_refund
-from expediter.store.statements import DELETED_ORDERS, FEED, LINES, ORDERS_AND_JOBS, REFUNDS, among
+from expediter.store.statements import DELETED_ORDERS, LINES, ORDERS_AND_JOBS, REFUNDS, among
 from expediter.store.submissions import PageQuery
 
 
@@ -55,7 +55,7 @@ _IDS = (
     .order_by(schema.orders.c.created_at.desc(), schema.orders.c.order_id.desc())
     .limit(bindparam("limit"))
 )
-_LOCK_FEED = FEED.with_for_update()
+_LOCK_FEED = select(schema.feed.c.feed_id).with_for_update()
 _EVENT_AT = select(schema.events.c.at, schema.events.c.type).where(
     schema.events.c.order_id == bindparam("order_id"), schema.events.c.number == bindparam("number")
 )
@@ -126,7 +126,8 @@ async def is_deleted(connection: Connection, order_id: str) -> bool:
 async def was_committed(connection: Connection, event: Event | None) -> bool:
     """Return whether a batch whose commit was never answered is in the database, by its last event.
 
-    Waits, by the lock on the feed's row, until its transaction has ended one way or the other.
+    Where a lock on the feed's row orders the commits, waits until its transaction has ended one way or the other;
+    elsewhere it has (see Database.rule_out).
     """
     await connection.fetch(_LOCK_FEED)
     if event is None:

@@ -12,7 +12,7 @@ from expediter.store import schema
 from expediter.store.deliveries import still_needed
 from expediter.store.feed import note_archived
 from expediter.store.idempotency import REMOVE_KEYS
-from expediter.store.statements import DELETED_ORDERS, among
+from expediter.store.statements import DELETED_ORDERS, POSITION, among
 
 #: Expired idempotency keys that one transaction removes, at most: it must not hold up orders.
 EXPIRED_KEYS_PER_BATCH = 500
@@ -27,10 +27,9 @@ _WRITE_NOTHING = (
     update(schema.jobs).where(schema.jobs.c.order_id == "").values(due_at=schema.jobs.c.due_at),
     update(schema.events).where(schema.events.c.position == -1).values(at=schema.events.c.at),
     update(schema.counters).where(schema.counters.c.name == "").values(value=schema.counters.c.value),
-    update(schema.feed).where(schema.feed.c.feed_id == -1).values(position=schema.feed.c.position),
+    update(schema.feed).where(schema.feed.c.feed_id == -1).values(archived=schema.feed.c.archived),
 )
-_SAME_POSITION = update(schema.feed).values(position=schema.feed.c.position)
-_ADVANCE_FEED = update(schema.feed).values(position=schema.feed.c.position + 1)
+_THE_SAME = update(schema.feed).values(archived=schema.feed.c.archived)
 
 
 async def write_nothing(connection: Connection) -> None:
@@ -42,7 +41,7 @@ async def write_nothing(connection: Connection) -> None:
 async def write_the_same(connection: Connection) -> None:
     """Do the same, and write a row as it is."""
     await write_nothing(connection)
-    await connection.run(_SAME_POSITION)
+    await connection.run(_THE_SAME)
 
 
 async def remove_expired_keys(connection: Connection) -> int:
@@ -149,6 +148,6 @@ async def remove_histories(connection: Connection, *, versions: Mapping[str, int
     return Moved(len(unchanged), removed)
 
 
-async def retire_caches(connection: Connection) -> int:
+async def retire_caches(connection: Connection) -> None:
     """Move the feed's position on without an event: whoever compares it drops what it has cached."""
-    return await connection.run(_ADVANCE_FEED)
+    await connection.pass_over(POSITION)

@@ -21,6 +21,7 @@ from expediter.store.deliveries import (
     waiting_deliveries,
 )
 from expediter.store.feed import FeedPart, read_part
+from expediter.store.statements import POSITION
 from expediter.store.webhooks import ACTIVE, Endpoint, read_endpoint
 
 #: Seconds that a process may send for an endpoint without saying that it is still there.
@@ -156,7 +157,8 @@ class Readings:
 
     async def part(self, position: int, types: Sequence[str] | None, limit: int) -> FeedPart:
         """Return events behind a position."""
-        return await self._database.read(partial(read_part, position=position, types=types, limit=limit))
+        reading = partial(read_part, position=position, types=types, limit=limit)
+        return await self._database.read(reading, settled=POSITION)
 
     async def histories(self, order_ids: Sequence[str]) -> list[History | None]:
         """Return the histories of these orders; None for an order that has none here."""

@@ -47,5 +47,5 @@ REFUNDS = (
 OPEN_REFUNDS = select(schema.refunds).where(
     among(schema.refunds.c.order_id), schema.refunds.c.status.in_(["pending", "parked"])
 )
-#: The position of the newest event.
-FEED = select(schema.feed.c.position)
+#: The number that the positions of events are taken from.
+POSITION = schema.feed.c.position

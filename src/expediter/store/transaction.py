@@ -50,11 +50,11 @@ from expediter.store.rows import (
 )
 from expediter.store.statements import (
     DELETED_ORDERS,
-    FEED,
     JOBS,
     LINES,
     LOCK_ORDERS,
     LOCK_ORDERS_AND_JOBS,
+    POSITION,
 )
 from expediter.store.submissions import (
     Answer,
@@ -99,7 +99,7 @@ async def apply(
     outcomes = [await batch.carry_out(request) for request in asked]
     await batch.add_lines(asked, outcomes)
     reach("decided")
-    # Before the feed is locked: it takes a moment, and that lock keeps every other process waiting.
+    # Before positions are taken: it takes a moment, and others, or readers, wait for who has some.
     last = batch.events[-1] if batch.events else None
     await announce(Batch(outcomes, batch.changed, len(batch.events), last))
     reach("announced")
@@ -350,8 +350,7 @@ class _Batch:
     async def write(self) -> int:
         """Write what the batch came to; return the position of its newest event."""
         if not self.events and not self._new_answers and self._after == self._before:
-            rows = await self._connection.fetch(FEED)
-            return int(rows[0][0])
+            return await self._connection.newest(POSITION)
         connection = self._connection
         new, changed, gone = self._sorted()
         lines = [line_row(order.order_id, line) for order in new for line in self._lines[order.order_id]]
@@ -431,12 +430,12 @@ class _Batch:
         return total
 
     async def _write_events(self) -> int:
-        # Last, so that the lock on the feed's one row is held as briefly as possible.
+        # Last: whatever this batch waited for, its events come after those. And others, or readers, wait for it.
         rows = [
             (event.order_id, event.number, event.at, event.type, _to_json(event.data).decode())
             for event in self.events
         ]
-        return await self._connection.append(schema.feed.c.position, schema.events, rows)
+        return await self._connection.append(POSITION, schema.events, rows)
 
 
 _JOB_CHANGES = tuple(column.name for column in schema.jobs.columns if column.name != "order_id")

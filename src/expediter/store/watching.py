@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, select
 from expediter.backends.databases import Connection, Database
 from expediter.errors import ExpediterError
 from expediter.store import schema
-from expediter.store.statements import FEED
+from expediter.store.statements import POSITION
 from expediter.store.submissions import Applied
 
 #: Seconds between two looks: another process may have made the change.
@@ -24,14 +24,14 @@ WAITING_ORDERS_MAX = 10_000
 
 _SINCE = (
     select(schema.events.c.order_id, schema.events.c.number)
-    .where(schema.events.c.position > bindparam("after"))
+    .where(schema.events.c.position > bindparam("after"), schema.events.c.position <= bindparam("until"))
     .order_by(schema.events.c.position)
     .limit(bindparam("limit"))
 )
 
 
 class Seen(NamedTuple):
-    """What one look has found: the position of the newest event, and the order and number of each new one.
+    """What one look has found: how far the feed is settled, and the order and number of each new event.
 
     `events` None: these are not all that has changed.
     """
@@ -41,12 +41,16 @@ class Seen(NamedTuple):
 
 
 async def look(connection: Connection, after: int | None) -> Seen:
-    """Return the events that are newer than the position `after` (None: none of them)."""
-    (position,) = (await connection.fetch(FEED))[0]
-    if after is None or position == after:
+    """Return the settled events that are newer than the position `after` (None: none of them)."""
+    position = await connection.settled(POSITION)
+    if after is None:
         return Seen(position, ())
-    rows = await connection.fetch(_SINCE, after=after, limit=EVENTS_PER_LOOK)
-    # A position has no event where orders were cleared or a cache was reset; it is lower after a restored backup.
+    if position <= after:
+        # It may be what it was lately. After a restored backup it is lower, and so is what was given out.
+        gone = position < after and await connection.newest(POSITION) < after
+        return Seen(position, None) if gone else Seen(after, ())
+    rows = await connection.fetch(_SINCE, after=after, until=position, limit=EVENTS_PER_LOOK)
+    # A position has no event where orders were cleared, a cache was reset, or a transaction was given up.
     return Seen(position, [(row[0], row[1]) for row in rows] if len(rows) == position - after else None)
 
 
@@ -114,7 +118,7 @@ class Watch:
 
     async def _run(self, begun: asyncio.Future[None]) -> None:
         try:
-            position = (await self._database.read(partial(look, after=None))).position
+            position = (await self._database.read(partial(look, after=None), settled=POSITION)).position
         except ExpediterError as error:
             begun.set_exception(error)
             begun.exception()  # whoever asked may be gone, and then nobody looks at it
@@ -131,7 +135,7 @@ class Watch:
     async def _look(self, position: int) -> int:
         """Look once, and tell who waits; return the position that has been looked at."""
         try:
-            seen = await self._database.read(partial(look, after=position))
+            seen = await self._database.read(partial(look, after=position), settled=POSITION)
         except ExpediterError:
             self.tell_all()  # each finds out what the matter is, and says so
             return position

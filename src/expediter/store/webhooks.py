@@ -20,7 +20,7 @@ from expediter.store.deliveries import WAITING, DeliveryPage, deliveries_page, r
 from expediter.store.feed import Cursor, end_of_feed, position_at
 from expediter.store.idempotency import keep_answers, load_answers, replay_answer
 from expediter.store.incarnation import read_incarnation
-from expediter.store.statements import FEED
+from expediter.store.statements import POSITION
 from expediter.store.submissions import Answer, IdempotencyKey, Replayed
 
 #: Endpoints of one database.
@@ -376,7 +376,7 @@ async def _standings(connection: Connection) -> list[Standing]:
 
 
 async def _with_distance(connection: Connection, rows: Sequence[Sequence[Any]]) -> list[Standing]:
-    (newest,) = (await connection.fetch(FEED))[0]
+    newest = await connection.newest(POSITION)
     waiting = {row[0]: row[1] for row in await connection.fetch(_WAITING_OF_EACH)}
     endpoints = [read_endpoint(row) for row in rows]
     return [

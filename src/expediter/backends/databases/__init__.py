@@ -51,10 +51,24 @@ class Connection(Protocol):
         """Delete the rows whose first column is one of these; `exactly` one for each, else it is a Collision."""
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
-        """Insert rows without their first column, which goes on from the number in `last`; return the newest.
+        """Insert rows without their first column, which goes on from the number `last`; return the newest.
 
-        `last` is the column of a table of one row, which stays locked until the transaction ends. Nothing may be
-        asked for after it: it may commit by itself, and then raises CommitUncertain as a commit does.
+        `last` is the column of a table of one row, which stays locked until the transaction ends; on PostgreSQL a
+        sequence of that name (`feed_position`), for which nobody waits: see `settled`. Nothing may be asked for
+        after it: it may commit by itself, and then raises CommitUncertain as a commit does.
+        """
+
+    async def pass_over(self, last: Column[int]) -> None:
+        """Move the number `last` on by one without a row."""
+
+    async def newest(self, last: Column[int]) -> int:
+        """Return the number `last`, up to which numbers were given out; rows may be missing yet."""
+
+    async def settled(self, last: Column[int]) -> int:
+        """Return the number up to which no row can appear any more that this transaction does not see.
+
+        Reading asks for it by `read(settled=...)`, because it must be known before the snapshot is taken. It may
+        be lower than it was a moment ago, by as long as a transaction takes.
         """
 
     async def now(self) -> int:
@@ -120,8 +134,17 @@ class Database(Protocol):
         Raises DatabaseUnavailable while that cannot be said.
         """
 
-    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
-        """Run `work` on one snapshot, for which a server has `seconds`. Raises DatabaseUnavailable."""
+    async def read(
+        self,
+        work: Transaction[T],
+        *,
+        seconds: float | None = READ_SECONDS_MAX,
+        settled: Column[int] | None = None,
+    ) -> T:
+        """Run `work` on one snapshot, for which a server has `seconds`. Raises DatabaseUnavailable.
+
+        `settled` is the number that `work` wants to know to be settled: see Connection.
+        """
 
     async def durability_settings(self) -> dict[str, str]:
         """Return what the database says of the settings that decide on durability, by their names."""

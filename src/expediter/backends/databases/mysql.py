@@ -145,6 +145,19 @@ class MysqlConnection:
         await self._insert(table, [(first + index, *row) for index, row in enumerate(rows)])
         return newest
 
+    async def pass_over(self, last: Column[int]) -> None:
+        """See Connection."""
+        await self._cursor.execute(f"UPDATE {last.table.name} SET {last.name} = {last.name} + 1")
+
+    async def newest(self, last: Column[int]) -> int:
+        """See Connection."""
+        await self._cursor.execute(f"SELECT {last.name} FROM {last.table.name}")
+        return int((await self._cursor.fetchone())[0])
+
+    async def settled(self, last: Column[int]) -> int:
+        """See Connection. Its row is locked until what was given a number has ended."""
+        return await self.newest(last)
+
     async def now(self) -> int:
         """See Connection."""
         return await self._clock.now(self._ask_the_time)
@@ -229,7 +242,13 @@ class MysqlDatabase(ServerDatabase):
     async def rule_out(self, uncertain: CommitUncertain) -> None:
         """See Database. It holds the lock on the feed until it has ended, and whoever looks waits for that."""
 
-    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
+    async def read(
+        self,
+        work: Transaction[T],
+        *,
+        seconds: float | None = READ_SECONDS_MAX,
+        settled: Column[int] | None = None,
+    ) -> T:
         """See Database."""
         async with self._connection() as raw:
             try:

@@ -74,14 +74,26 @@ class PostgresConnection:
     """See Connection."""
 
     def __init__(
-        self, raw: Any, clock: ServerClock, *, is_open: bool = False, begun: Callable[[], None] | None = None
+        self,
+        raw: Any,
+        clock: ServerClock,
+        *,
+        is_open: bool = False,
+        begun: Callable[[], None] | None = None,
+        settled: int | None = None,
     ) -> None:
-        """Wrap a connection of the pool, in a transaction already (`is_open`) or not; `begun`: see write."""
+        """Wrap a connection of the pool, in a transaction already (`is_open`) or not; `begun`: see write.
+
+        `settled` was asked for before its snapshot was taken.
+        """
         #: Whether there is a transaction that has to be ended.
         self.is_open = is_open
         self._raw = raw
         self._clock = clock
         self._begun = begun
+        #: Whether all of it sees one snapshot, and up to which number rows were settled before that was taken.
+        self._snapshot = is_open
+        self._settled = settled
         #: Changes that were asked for and not sent yet, each with its rows.
         self._changes: list[_Pending] = []
 
@@ -134,12 +146,12 @@ class PostgresConnection:
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
-        # All in one statement with the changes before it; the number's row is locked last. Where nothing was read
+        # All in one statement with the changes before it; the numbers are taken last. Where nothing was read
         # before, that statement is the whole transaction, and commits by itself.
         pending, changes, values = self._kept_back()
         appending = _appending(last, table)
         text = appending.text(changes, len(values) + 1)
-        values += [len(rows), *appending.rows.arrays(rows)]
+        values += appending.rows.arrays(rows)
         if self.is_open:
             newest, *found = await self._raw.fetchrow(text, *values)
             _check(pending, found)
@@ -150,6 +162,26 @@ class PostgresConnection:
             self._begun()
         with _uncertain(self._raw):
             return int(await self._raw.fetchval(text, *values))
+
+    async def pass_over(self, last: Column[int]) -> None:
+        """See Connection."""
+        await self._begin()
+        name = _sequence(last)
+        await self._raw.execute(f"SELECT nextval('{name}') FROM {name}_hold()")
+
+    async def newest(self, last: Column[int]) -> int:
+        """See Connection. A sequence is what it is, whatever the snapshot."""
+        await self._begin()
+        return int(await self._raw.fetchval(f"SELECT last_value FROM {_sequence(last)}"))
+
+    async def settled(self, last: Column[int]) -> int:
+        """See Connection."""
+        if self._settled is not None:
+            return self._settled
+        # It is enough to ask before where each statement sees what was committed before that statement.
+        assert not self._snapshot
+        await self._begin()
+        return int(await self._raw.fetchval(_settled(last)))
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
@@ -263,37 +295,46 @@ def _named(changes: Sequence[str]) -> str:
 
 
 class _Appending(NamedTuple):
-    """A statement that makes changes, then moves a number on by a count and inserts as many rows up to it."""
+    """A statement that makes changes, then takes numbers from a sequence and inserts a row for each."""
 
+    sequence: str
     number: str
-    source: str
     table: str
     names: str
     rows: _Change
 
     def text(self, changes: Sequence[str], first: int) -> str:
-        """Return the statement after `changes`; its own values are the count, `first`, and the rows."""
-        count = f"${first}::bigint"
-        # The number's row stays locked from here to the commit, and other processes wait for it. Left to itself
-        # PostgreSQL would begin with it; a condition that counts what the changes return has it done after them.
+        """Return the statement after `changes`; its own values are the rows, from `first` on."""
+        # Readers wait for whoever holds the sequence, so that comes last. Left to itself PostgreSQL would begin
+        # with it; a condition that counts what the changes return has it done after them. It also has numbers
+        # follow the order of commits where that matters: whatever row this waited for is its own by now.
         counts = _counts(len(changes))
         made = " + ".join(counts)
         parts = [_named(changes)] if changes else []
         parts += [
-            f"moved AS (UPDATE {self.source} SET {self.number} = {self.number} + {count}"
-            f"{f' WHERE {made} >= 0' if made else ''} RETURNING {self.number} AS newest)",
-            f"appended AS (INSERT INTO {self.table} SELECT newest - {count} + nth, {self.names} "
-            f"FROM moved, {self.rows.text(first + 1)})",
+            f"held AS (SELECT {self.sequence}_hold() AS newest{f' WHERE {made} >= 0' if made else ''})",
+            f"appended AS (INSERT INTO {self.table} SELECT nextval('{self.sequence}'), {self.names} "
+            f"FROM held, {self.rows.text(first)} RETURNING {self.number})",
         ]
-        return f"WITH {', '.join(parts)} SELECT {', '.join(['newest', *counts])} FROM moved"
+        newest = f"greatest(newest, (SELECT max({self.number}) FROM appended))"
+        return f"WITH {', '.join(parts)} SELECT {', '.join([newest, *counts])} FROM held"
 
 
 @cache
 def _appending(last: Column[int], table: Table) -> _Appending:
-    _, *columns = table.columns
+    number, *columns = table.columns
     names = ", ".join(column.name for column in columns)
-    rows = _Change("unnest(", _types(columns), f") WITH ORDINALITY AS v({names}, nth)")
-    return _Appending(last.name, last.table.name, table.name, names, rows)
+    rows = _Change("unnest(", _types(columns), f") AS v({names})")
+    return _Appending(_sequence(last), number.name, table.name, names, rows)
+
+
+def _sequence(last: Column[int]) -> str:
+    """Return the sequence that takes a column's place here."""
+    return f"{last.table.name}_{last.name}"
+
+
+def _settled(last: Column[int]) -> str:
+    return f"SELECT {_sequence(last)}_settled()"
 
 
 def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
@@ -392,13 +433,20 @@ class PostgresDatabase(ServerDatabase):
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
         raise DatabaseUnavailable("The database is still at work on a transaction whose connection broke")
 
-    async def read(self, work: Transaction[T], *, seconds: float | None = READ_SECONDS_MAX) -> T:
+    async def read(
+        self,
+        work: Transaction[T],
+        *,
+        seconds: float | None = READ_SECONDS_MAX,
+        settled: Column[int] | None = None,
+    ) -> T:
         """See Database."""
         async with self._connection() as raw:
             try:
-                snapshot = raw.transaction(isolation="repeatable_read", readonly=True)
-                async with asyncio.timeout(seconds), snapshot:
-                    return await work(PostgresConnection(raw, self._clock, is_open=True))
+                async with asyncio.timeout(seconds):
+                    known = None if settled is None else int(await raw.fetchval(_settled(settled)))
+                    async with raw.transaction(isolation="repeatable_read", readonly=True):
+                        return await work(PostgresConnection(raw, self._clock, is_open=True, settled=known))
             except TimeoutError:
                 _terminate(raw)
                 raise

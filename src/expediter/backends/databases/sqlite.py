@@ -127,6 +127,18 @@ class SqliteConnection:
             self._insert(table, [(first + index, *row) for index, row in enumerate(rows)])
         return newest
 
+    async def pass_over(self, last: Column[int]) -> None:
+        """See Connection."""
+        self._raw.execute(f"UPDATE {last.table.name} SET {last.name} = {last.name} + 1")
+
+    async def newest(self, last: Column[int]) -> int:
+        """See Connection."""
+        return int(self._raw.execute(f"SELECT {last.name} FROM {last.table.name}").fetchone()[0])
+
+    async def settled(self, last: Column[int]) -> int:
+        """See Connection. Only one transaction writes at a time."""
+        return await self.newest(last)
+
     async def now(self) -> int:
         """See Connection. SQLite has no clock of its own: this machine's."""
         return time.time_ns() // 1_000
@@ -198,7 +210,11 @@ class SqliteDatabase:
         """See Database. It ended in the writer's thread, before it was reported."""
 
     async def read(
-        self, work: Callable[[SqliteConnection], Coroutine[Any, Any, T]], *, seconds: float | None = None
+        self,
+        work: Callable[[SqliteConnection], Coroutine[Any, Any, T]],
+        *,
+        seconds: float | None = None,
+        settled: Column[int] | None = None,
     ) -> T:
         """See Database."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)

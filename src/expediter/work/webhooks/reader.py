@@ -158,7 +158,7 @@ class Reader:
         except Unavailable:
             self._read_from = self._loop.time() + READ_AGAIN_SECONDS
             return False
-        if part.newest < self._reached:
+        if part.gone:
             self._close()  # a backup came back: what is stored now says where to begin
             return False
         if self._reached < part.archived:
@@ -169,7 +169,8 @@ class Reader:
             if event.position not in self._waiting:
                 self._take(event)
         self._reached = part.reached
-        self._caught_up = part.reached >= part.newest
+        self._tools.feed.note(part.reached)
+        self._caught_up = not part.more
         if not part.events:
             self._read_from = self._loop.time() + READ_SECONDS_MIN
         self._start()
