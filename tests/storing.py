@@ -115,7 +115,7 @@ def undo_money_and_webhooks(at: Place) -> None:
     """Take the steps 0008 to 0010 of the database back."""
     if at.address.startswith("postgresql"):
         at.change("ALTER TABLE feed ADD COLUMN position bigint NOT NULL DEFAULT 0")
-        at.change("UPDATE feed SET position = last_value FROM feed_position")
+        at.change("UPDATE feed SET position = (SELECT last_value FROM feed_position)")
         at.change("DROP FUNCTION feed_position_hold, feed_position_settled")
         at.change("DROP SEQUENCE feed_position")
     at.change("DROP TABLE webhook_endpoints")

@@ -74,7 +74,10 @@ async def test_the_database_holds_the_total_against_the_lines(at: Place) -> None
     assert [type(outcome) for outcome in outcomes].count(Applied) == 7
     assert isinstance(outcomes[3], ConstraintViolated)
     assert rows(at, "SELECT count(*) FROM orders WHERE order_id = 'A3'") == [(0,)]
-    assert rows(at, "SELECT max(position), count(*) FROM events") == [(7, 7)]
+    ((newest, count),) = rows(at, "SELECT max(position), count(*) FROM events")
+    assert count == 7
+    # What was undone has taken numbers from a sequence along.
+    assert newest == 7 or (newest > 7 and at.address.startswith("postgresql"))
 
 
 async def test_a_group_learns_which_of_its_requests_the_database_refused(at: Place) -> None:

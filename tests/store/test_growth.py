@@ -20,12 +20,14 @@ import pytest
 
 from expediter.backends.cache import NoCache
 from expediter.backends.databases import Connection, Database, T, open_database
+from expediter.backends.databases.postgresql import _statements
 from expediter.orders.commands import CancelOrder, DeleteOrder, FulfilmentOutcome, RecordFulfilment, RecordPayment
 from expediter.orders.events import Changes, Event, Placed, replay
 from expediter.orders.order import PaymentOutcome, Status
 from expediter.store import schema
 from expediter.store.committer import Committer
 from expediter.store.incarnation import move_incarnation
+from expediter.store.jobs import FIND_DUE
 from expediter.store.lookups import is_deleted, order_job_and_lines, was_committed
 from expediter.store.maintenance import EXPIRED_KEYS_PER_BATCH
 from expediter.store.queries import NothingAccepted, Queries
@@ -33,7 +35,7 @@ from expediter.store.rows import count_order, read_order
 from expediter.store.statements import POSITION
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, PageQuery, Request
 from expediter.store.watching import look
-from servers import in_thread
+from servers import Server, in_thread
 from serving import PATIENCE_SECONDS
 from storing import Place, ask, claim, claimed, open_committer, place, position, rows
 
@@ -79,8 +81,8 @@ class WatchedDatabase:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
 
-    async def read(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        return await self._database.read(lambda connection: work(self._watched(connection)))
+    async def read(self, work: Callable[[Connection], Coroutine[Any, Any, T]], **more: Any) -> T:
+        return await self._database.read(lambda connection: work(self._watched(connection)), **more)
 
     async def write(self, work: Callable[[Connection], Coroutine[Any, Any, T]], **more: Any) -> T:
         return await self._database.write(lambda connection: work(self._watched(connection)), **more)
@@ -117,8 +119,7 @@ async def use_everything(at: Place, database: Database) -> None:
     await queries.order(order_id)
     await queries.wait(order_id, beyond=0, seconds=0)
     await queries.wait(order_id, beyond=99, seconds=0.01)
-    newest = position(at)
-    looking = partial(look, after=newest - 9)
+    looking = partial(look, after=position(at) - 9)
     assert len((await database.read(looking, settled=POSITION)).events or ()) == 9
     await queries.inspect(order_id)
     await queries.attempts([order_id, "no"])
@@ -234,6 +235,42 @@ def _postgresql_faults(text: str, discouraged: bool, plan: list[str]) -> list[st
         if "Index" in step and "Scan" in step and "Cond" not in condition and not _is_whole_page(text):
             faults += [step for table in HISTORY if f" on {table} " in step]
     return faults
+
+
+async def test_a_claim_reads_only_what_it_takes(postgresql: Server) -> None:
+    """Also where the statistics were gathered while hardly any job was due: PostgreSQL would sort all that are."""
+    at = Place(postgresql.new_database(), postgresql)
+    database = open_database(at.address)
+    async with open_committer(at, database=database) as committer:
+        await ask(committer, *(place(f"A{number}", fresh=True) for number in range(1_000)))
+        for _ in range(20):
+            claims = await claimed(committer, claim(limit=50))
+            paid = [
+                RecordPayment(
+                    order_id=each.order.order_id,
+                    fence=each.job.fence,
+                    outcome=PaymentOutcome.SUCCEEDED,
+                    lease=HOUR,
+                )
+                for each in claims.claimed
+            ]
+            await ask(committer, *map(Request, paid))
+        await ask(committer, *(place(f"C{number}", fresh=True) for number in range(90)))
+        at.change("ANALYZE")
+        await ask(committer, *(place(f"B{number}", fresh=True) for number in range(300)))
+
+        async def plan(connection: Any) -> list[str]:
+            text, values = _statements.bind(
+                FIND_DUE, {"kind": "charge", "now": await connection.now(), "limit": 9}
+            )
+            await connection._raw.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+            explained = await connection._raw.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {text}", *values)
+            return [row[0].strip() for row in explained]
+
+        steps = await database.write(plan)
+    reads = [step for step in steps if "on jobs" in step or "on orders" in step]
+    assert [step for step in reads if " rows=9 loops=1)" in step or " rows=1 loops=9)" in step] == reads, steps
+    assert len(reads) == 2
 
 
 def _mariadb_faults(text: str, plan: Sequence[Any]) -> list[str]:

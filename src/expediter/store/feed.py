@@ -1,7 +1,7 @@
 """The feed: every change of every order, in the order of commits, read on from a cursor.
 
 A reader sees each event once, whoever writes: it reads as far as positions are settled, which is as far as no
-transaction is under way that may bring an event yet (docs/decisions/027-nobody-waits-for-the-feed.md).
+transaction is under way that may bring an event yet (docs/decisions/028-nobody-waits-for-the-feed.md).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, select
 
 from expediter.backends.databases import Connection, Database
-from expediter.errors import ExpediterError
+from expediter.errors import DatabaseUnavailable, ExpediterError
 from expediter.store import schema
 from expediter.store.statements import POSITION
 from expediter.store.submissions import Applied
@@ -119,11 +119,14 @@ class Watch:
     async def _run(self, begun: asyncio.Future[None]) -> None:
         try:
             position = (await self._database.read(partial(look, after=None), settled=POSITION)).position
+            begun.set_result(None)
         except ExpediterError as error:
             begun.set_exception(error)
-            begun.exception()  # whoever asked may be gone, and then nobody looks at it
             return
-        begun.set_result(None)
+        finally:
+            if not begun.done():  # a bug, and nobody may wait for it for ever
+                begun.set_exception(DatabaseUnavailable("The database cannot be looked at now"))
+            begun.exception()  # whoever asked may be gone, and then nobody looks at it
         try:
             while self._waiting:
                 await asyncio.sleep(LOOK_SECONDS)

@@ -370,7 +370,10 @@ async def _roll_back(raw: Any) -> None:
 #: Every statement of the service goes by an index. Without this, PostgreSQL would plan them while the tables are
 #: nearly empty, read these whole, and keep that plan while they grow, until it next gathers statistics
 #: (docs/decisions/013-plans-on-postgresql.md). Compiling a statement costs more here than it can save.
-_PLANNING = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+_PLANNING = "; ".join(
+    f"SET {name} = off"
+    for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "jit")
+)
 _ISOLATION = "SET default_transaction_isolation = 'read committed'"
 #: Seconds after which a transaction whose client says nothing more is rolled back. A process asks for the next
 #: statement at once, unless it is gone unheard or stands still, and others may wait for what it has locked.
