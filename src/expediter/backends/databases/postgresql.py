@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
-import msgspec
 import uuid_utils
-from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
+from sqlalchemy import Column, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
+from expediter.backends.databases.postgresql_bulk import (
+    Pending,
+    addition,
+    appending,
+    ask_settled,
+    check,
+    counts,
+    insertion,
+    named,
+    removal,
+    sequence_of,
+    updating,
+)
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError, reason
@@ -32,8 +43,6 @@ ENDS_WITHIN_LOOKS = 50
 LOOK_AGAIN_SECONDS = 0.02
 #: From so many rows on, COPY: it has its own round trip, and costs less by the row.
 COPY_ROWS_MIN = 1000
-#: What the values of a column are sent as; the first kind that fits.
-_TYPES = ((SmallInteger, "smallint"), (BigInteger, "bigint"), (Integer, "integer"), (String, "text"))
 
 _statements = Compiler(postgresql.dialect(paramstyle="pyformat"), lambda number: f"${number}")  # type: ignore[no-untyped-call]
 _COLLISIONS = (
@@ -56,8 +65,6 @@ _GONE_BAD = (
     asyncpg.PostgresSystemError,
     asyncpg.InternalServerError,
 )
-#: Whole numbers and null are written alike in JSON and in PostgreSQL's arrays.
-_to_json = msgspec.json.Encoder().encode
 _END = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -95,7 +102,7 @@ class PostgresConnection:
         self._snapshot = is_open
         self._settled = settled
         #: Changes that were asked for and not sent yet, each with its rows.
-        self._changes: list[_Pending] = []
+        self._changes: list[Pending] = []
 
     async def _begin(self) -> None:
         """Open the transaction with its first statement; one that has no other needs none."""
@@ -130,31 +137,31 @@ class PostgresConnection:
             names = [column.name for column in table.columns]
             await self._raw.copy_records_to_table(table.name, records=rows, columns=names)
         else:
-            self._changes.append(_Pending(table, _insertion(table), rows))
+            self._changes.append(Pending(table, insertion(table), rows))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append(_Pending(table, _addition(table), rows))
+        self._changes.append(Pending(table, addition(table), rows))
 
     async def update(self, table: Table, columns: Sequence[str], keys: Sequence[str], rows: Sequence[Row]) -> None:
         """See Connection."""
-        self._changes.append(_Pending(table, _update(table, tuple(columns), tuple(keys)), rows, exactly=True))
+        self._changes.append(Pending(table, updating(table, tuple(columns), tuple(keys)), rows, exactly=True))
 
     async def remove(self, table: Table, ids: Sequence[str], *, exactly: bool = True) -> None:
         """See Connection."""
-        self._changes.append(_Pending(table, _removal(table), [(each,) for each in ids], exactly=exactly))
+        self._changes.append(Pending(table, removal(table), [(each,) for each in ids], exactly=exactly))
 
     async def append(self, last: Column[int], table: Table, rows: Sequence[Row]) -> int:
         """See Connection."""
         # All in one statement with the changes before it; the numbers are taken last. Where nothing was read
         # before, that statement is the whole transaction, and commits by itself.
         pending, changes, values = self._kept_back()
-        appending = _appending(last, table)
-        text = appending.text(changes, len(values) + 1)
-        values += appending.rows.arrays(rows)
+        statement = appending(last, table)
+        text = statement.text(changes, len(values) + 1)
+        values += statement.rows.arrays(rows)
         if self.is_open:
             newest, *found = await self._raw.fetchrow(text, *values)
-            _check(pending, found)
+            check(pending, found)
             return int(newest)
         # Only what was read is changed: what is here inserts, and either does so or fails.
         assert not any(each.exactly for each in pending)
@@ -166,13 +173,13 @@ class PostgresConnection:
     async def pass_over(self, last: Column[int]) -> None:
         """See Connection."""
         await self._begin()
-        name = _sequence(last)
+        name = sequence_of(last)
         await self._raw.execute(f"SELECT nextval('{name}') FROM {name}_hold()")
 
     async def newest(self, last: Column[int]) -> int:
         """See Connection. A sequence is what it is, whatever the snapshot."""
         await self._begin()
-        return int(await self._raw.fetchval(f"SELECT last_value FROM {_sequence(last)}"))
+        return int(await self._raw.fetchval(f"SELECT last_value FROM {sequence_of(last)}"))
 
     async def settled(self, last: Column[int]) -> int:
         """See Connection."""
@@ -181,17 +188,17 @@ class PostgresConnection:
         # It is enough to ask before where each statement sees what was committed before that statement.
         assert not self._snapshot
         await self._begin()
-        return int(await self._raw.fetchval(_settled(last)))
+        return int(await self._raw.fetchval(ask_settled(last)))
 
     async def flush(self) -> None:
         """Carry out the changes that were asked for: in one statement, because each one is a round trip."""
         pending, changes, values = self._kept_back()
         if changes:
             await self._begin()
-            counts = ", ".join(_counts(len(changes)))
-            _check(pending, await self._raw.fetchrow(f"WITH {_named(changes)} SELECT {counts}", *values))
+            found = ", ".join(counts(len(changes)))
+            check(pending, await self._raw.fetchrow(f"WITH {named(changes)} SELECT {found}", *values))
 
-    def _kept_back(self) -> tuple[list[_Pending], list[str], list[Any]]:
+    def _kept_back(self) -> tuple[list[Pending], list[str], list[Any]]:
         pending, self._changes = self._changes, []
         texts: list[str] = []
         values: list[Any] = []
@@ -206,139 +213,6 @@ class PostgresConnection:
 
     async def _ask_the_time(self) -> int:
         return int(await self._raw.fetchval(_NOW))
-
-
-class _Change(NamedTuple):
-    """A statement about many rows, around the lists of their values: one list a column, of these types."""
-
-    before: str
-    types: tuple[str, ...]
-    after: str
-
-    def text(self, first: int) -> str:
-        """Return the statement; its values are numbered from `first` on."""
-        lists = ", ".join([f"${number}::text::{kind}[]" for number, kind in enumerate(self.types, first)])
-        return f"{self.before}{lists}{self.after}"
-
-    def arrays(self, rows: Sequence[Row]) -> list[str]:
-        """Return the values of the statement for these rows."""
-        if not rows:
-            return ["{}"] * len(self.types)
-        return [_array(kind, values) for kind, values in zip(self.types, zip(*rows, strict=True), strict=True)]
-
-
-class _Pending(NamedTuple):
-    """A change that was asked for; with `exactly` it must find one row for each of these."""
-
-    table: Table
-    change: _Change
-    rows: Sequence[Row]
-    exactly: bool = False
-
-
-def _check(pending: Sequence[_Pending], found: Sequence[int]) -> None:
-    """Raise Collision where a change found another number of rows than it was about."""
-    for each, count in zip(pending, found, strict=True):
-        if each.exactly and count != len(each.rows):
-            raise Collision(each.table, count, len(each.rows))
-
-
-def _array(kind: str, values: Sequence[Any]) -> str:
-    """Return values as PostgreSQL writes an array; the driver's own way with lists takes twice the time.
-
-    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
-    """
-    if kind != "text":
-        return f"{{{_to_json(values)[1:-1].decode()}}}"
-    quoted = [
-        "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        for value in values
-    ]
-    return f"{{{','.join(quoted)}}}"
-
-
-@cache
-def _insertion(table: Table) -> _Change:
-    return _Change(f"INSERT INTO {table.name} SELECT * FROM unnest(", _types(table.columns), ")")
-
-
-@cache
-def _addition(table: Table) -> _Change:
-    *key, value = (column.name for column in table.columns)
-    more = f"{value} = {table.name}.{value} + excluded.{value}"
-    before, types, after = _insertion(table)
-    return _Change(before, types, f"{after} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {more}")
-
-
-@cache
-def _update(table: Table, columns: tuple[str, ...], keys: tuple[str, ...]) -> _Change:
-    names = (*columns, *keys)
-    changes = ", ".join(f"{name} = v.{name}" for name in columns)
-    where = " AND ".join(f"t.{name} = v.{name}" for name in keys)
-    types = _types([table.columns[name] for name in names])
-    before = f"UPDATE {table.name} t SET {changes} FROM unnest("
-    return _Change(before, types, f") AS v({', '.join(names)}) WHERE {where}")
-
-
-@cache
-def _removal(table: Table) -> _Change:
-    column, *_ = table.columns
-    return _Change(f"DELETE FROM {table.name} WHERE {column.name} = ANY(", _types([column]), ")")
-
-
-def _counts(changes: int) -> list[str]:
-    return [f"(SELECT count(*) FROM c{number})" for number in range(changes)]
-
-
-def _named(changes: Sequence[str]) -> str:
-    return ", ".join([f"c{number} AS ({change})" for number, change in enumerate(changes)])
-
-
-class _Appending(NamedTuple):
-    """A statement that makes changes, then takes numbers from a sequence and inserts a row for each."""
-
-    sequence: str
-    number: str
-    table: str
-    names: str
-    rows: _Change
-
-    def text(self, changes: Sequence[str], first: int) -> str:
-        """Return the statement after `changes`; its own values are the rows, from `first` on."""
-        # Readers wait for whoever holds the sequence, so that comes last. Left to itself PostgreSQL would begin
-        # with it; a condition that counts what the changes return has it done after them. It also has numbers
-        # follow the order of commits where that matters: whatever row this waited for is its own by now.
-        counts = _counts(len(changes))
-        made = " + ".join(counts)
-        parts = [_named(changes)] if changes else []
-        parts += [
-            f"held AS (SELECT {self.sequence}_hold() AS newest{f' WHERE {made} >= 0' if made else ''})",
-            f"appended AS (INSERT INTO {self.table} SELECT nextval('{self.sequence}'), {self.names} "
-            f"FROM held, {self.rows.text(first)} RETURNING {self.number})",
-        ]
-        newest = f"greatest(newest, (SELECT max({self.number}) FROM appended))"
-        return f"WITH {', '.join(parts)} SELECT {', '.join([newest, *counts])} FROM held"
-
-
-@cache
-def _appending(last: Column[int], table: Table) -> _Appending:
-    number, *columns = table.columns
-    names = ", ".join(column.name for column in columns)
-    rows = _Change("unnest(", _types(columns), f") AS v({names})")
-    return _Appending(_sequence(last), number.name, table.name, names, rows)
-
-
-def _sequence(last: Column[int]) -> str:
-    """Return the sequence that takes a column's place here."""
-    return f"{last.table.name}_{last.name}"
-
-
-def _settled(last: Column[int]) -> str:
-    return f"SELECT {_sequence(last)}_settled()"
-
-
-def _types(columns: Iterable[Column[Any]]) -> tuple[str, ...]:
-    return tuple(next(name for kind, name in _TYPES if isinstance(column.type, kind)) for column in columns)
 
 
 @contextmanager
@@ -447,7 +321,7 @@ class PostgresDatabase(ServerDatabase):
         async with self._connection() as raw:
             try:
                 async with asyncio.timeout(seconds):
-                    known = None if settled is None else int(await raw.fetchval(_settled(settled)))
+                    known = None if settled is None else int(await raw.fetchval(ask_settled(settled)))
                     async with raw.transaction(isolation="repeatable_read", readonly=True):
                         return await work(PostgresConnection(raw, self._clock, is_open=True, settled=known))
             except TimeoutError:
