@@ -22,6 +22,7 @@ import pytest
 from auditing import wait_until
 from servers import missing
 from serving import FAST, PATIENCE_SECONDS, Serving
+from trying import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +43,8 @@ FLAKY = USUAL | {
     "PAYMENT_RETRY_DELAY": "0.05",
     "CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1000",
 }
+#: Where the programs listen that stand beside the service.
+USUAL_ADDRESSES = {"gateway": "http://127.0.0.1:9100", "receive": "http://127.0.0.1:9200"}
 STEADY = {"PAYMENT_MOCK_SUCCESS_RATE": "1"}
 
 
@@ -52,6 +55,12 @@ class Step(NamedTuple):
     is_first: bool
     command: str
     prints: str
+
+    @property
+    def beside(self) -> list[str] | None:
+        """The words of an `expediter` command that goes on in the background, or None if it is none."""
+        words = shlex.split(self.command, comments=True)
+        return words[1:-1] if words[-1] == "&" and words[0] == ".venv/bin/expediter" else None
 
     @property
     def starts(self) -> dict[str, str] | None:
@@ -125,19 +134,34 @@ def test_the_tour_works_at_a_persons_speed(
             missing(program)
     with ExitStack() as running:
         service = running.enter_context(serving(tmp_path, gateway | (STEPS[0].starts or {})))
+        addresses: dict[str, str] = {}
         printed = ""
         for step in STEPS[1:]:
+            if step.beside is not None:
+                (name,) = step.beside
+                program = Trial(tmp_path, name, "--port", "0", printed=tmp_path / name)
+                addresses[USUAL_ADDRESSES[name]] = running.enter_context(program).url
+                continue
             if step.is_first or not by_blocks:
                 wait_until(partial(is_idle, service))
             if step.starts is not None:
                 assert "Ctrl-C" in step.block and "`kill -9`" in step.block
                 assert service.stop(ending) == (0 if ending is signal.SIGINT else -ending)
-                service = running.enter_context(serving(tmp_path, gateway | step.starts))
+                settings = {name: addresses.get(value, value) for name, value in step.starts.items()}
+                service = running.enter_context(serving(tmp_path, gateway | settings))
                 continue
-            before, printed = printed, run(step.command, service, tmp_path)
+            command = step.command
+            for usual, address in addresses.items():
+                command = command.replace(usual, address)
+                step = step._replace(prints=step.prints.replace(usual, address))
+            before, printed = printed, run(command, service, tmp_path)
             assert step.is_shown_in(printed), f"{step.command}\nis to print\n{step.prints}and printed\n{printed}"
             assert "replayed" not in step.prints or body(printed) == body(before)
             assert ("urn:expediter:problem" in printed) == ('"status":4' in step.prints), printed
+        wait_until(lambda: "refund.succeeded" in (tmp_path / "receive").read_text())
+        told = re.findall(r" (\S+\.\S+) +(\S+) ", (tmp_path / "receive").read_text())
+        shown = service.client.get("/api/v1/orders/DEMO-3/events").json()["events"]
+        assert [(type, "DEMO-3") for type in (event["type"] for event in shown)] == told
         look_around(service)
 
 
@@ -160,7 +184,10 @@ def test_the_tour_is_read_as_a_whole() -> None:
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```$", TOUR, re.M | re.S) for line in block.splitlines()]
     read = [line for step in steps() for line in (step.command + "\n" + step.prints).splitlines() if line]
     assert len(lines) == len(read)
-    assert [step.starts for step in STEPS if step.starts is not None] == [{}, {"FULFILMENT": "manual"}]
+    assert [step.starts for step in STEPS if step.starts is not None] == [
+        {},
+        {"PAYMENT_GATEWAY": USUAL_ADDRESSES["gateway"], "FULFILMENT": "manual"},
+    ]
     assert STEPS[0].starts == {}
     assert len(README.splitlines()) < 100
     assert max(map(len, README.splitlines())) <= 120

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -21,6 +21,9 @@ class Trial(Program):
         super().__init__(folder, *words, printed=printed, **({"LOG_LEVEL": "WARNING"} | settings))
         self.url = self.wait_for(r"listens on (http://\S+)")[1]
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
 
     def _end(self) -> int:
         self.client.close()
@@ -39,9 +42,6 @@ class TrialGateway(Trial):
         super().__init__(
             folder, "gateway", "--port", str(port), "--ledger", str(self.ledger), *options, **settings
         )
-
-    def __enter__(self) -> TrialGateway:
-        return self
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what is in its books."""
@@ -70,9 +70,6 @@ class TrialReceiver(Trial):
     def __init__(self, folder: Path, *options: str, **settings: str) -> None:
         self._printed = folder / "received"
         super().__init__(folder, "receive", "--port", "0", *options, printed=self._printed, **settings)
-
-    def __enter__(self) -> TrialReceiver:
-        return self
 
     def printed(self) -> list[str]:
         """Return the lines that it has printed by now."""
