@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from standardwebhooks import Webhook
 
-from expediter.backends.addresses import destination
+from expediter.backends.addresses import Destination, destination
 from expediter.backends.outside import NotAnswered, Outside
 from expediter.orders.order import MICROSECONDS
 from expediter.store.webhooks import Endpoint, Tried
@@ -17,6 +17,11 @@ from expediter.store.webhooks import Endpoint, Tried
 ANSWER_KEPT = 1024
 #: The receiver wants no more of it; and those that may say when they want it again.
 _GONE, _LATER = 410, (429, 503)
+
+
+@lru_cache(maxsize=128)
+def _destination(url: str, allow_http: bool) -> Destination:
+    return destination(url, allow_http=allow_http)
 
 
 @lru_cache(maxsize=128)
@@ -51,7 +56,7 @@ class Sender:
         """Try once, `now` by the database's clock (microseconds); return what came of it."""
         began = time.monotonic()
         try:
-            to = destination(endpoint.url, allow_http=self._allow_http)
+            to = _destination(endpoint.url, self._allow_http)
             answered = await self._outside.post(to, body, signatures(endpoint, notice_id, now, body))
         except NotAnswered as error:
             return Tried(str(error), None, None, _since(began))
