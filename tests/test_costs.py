@@ -40,6 +40,7 @@ from expediter.settings import load_settings
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Claimed, Outcome, Request
 from expediter.web import create_app
+from expediter.web.http import Body, Call, answered
 from servers import RedisServer
 from storing import LEASE, Place, ask, claim, claimed, open_committer, place
 
@@ -372,7 +373,7 @@ async def test_a_batch_says_to_its_database_what_was_agreed(at: Place, monkeypat
 
 
 class Client:
-    """Calls the application as an HTTP server does, without one."""
+    """Calls the application as the HTTP server does, without it."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -380,38 +381,14 @@ class Client:
 
     async def send(self, method: str, path: str, body: bytes = b"", key: str = "") -> bytes:
         """Return the body of the answer to a request that succeeds."""
-        path, _, query = path.partition("?")
         headers = [(b"host", b"127.0.0.1:8000"), (b"accept", b"*/*"), (b"user-agent", b"test")]
         if body:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if key:
             headers.append((b"idempotency-key", key.encode()))
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "root_path": "",
-            "headers": headers,
-            "client": ("127.0.0.1", 50_000),
-            "server": ("127.0.0.1", 8000),
-            "scheme": "http",
-        }
-        request = {"type": "http.request", "body": body, "more_body": False}
-        answers: list[Any] = []
-
-        async def receive() -> Any:
-            return request
-
-        async def send(message: Any) -> None:
-            answers.append(message)
-
-        await self._app(scope, receive, send)
-        answer: bytes = answers[1]["body"]
-        assert answers[0]["status"] < 300, answer
-        return answer
+        reply = await answered(self._app(Call(method, path.encode(), headers, Body(body))))
+        assert reply.status < 300, reply.body
+        return reply.body
 
     async def place(self, *, key: str = "", **more: str) -> str:
         """Place an order and return its path."""

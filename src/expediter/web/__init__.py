@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from expediter.errors import BadRequest, CommitUncertain, ExpediterError, Unavailable
+from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
 from expediter.web.api import admin, batch, events, ops, orders, pages, payments, progress, webhooks
 from expediter.web.compat.tables import DIALECTS
@@ -67,7 +67,7 @@ def create_app(context: Context) -> App:
 class _Application:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._under_way: dict[Call, asyncio.Task[object] | None] = {}
+        self._under_way: set[Call] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._fixed: dict[str, Methods] = {}
         #: Those with a name in their path, by the number of its slashes.
@@ -83,6 +83,10 @@ class _Application:
 
         by_path["/openapi.json"]["GET"] = Operation(
             paths=("/openapi.json",), handler=openapi, summary="", answers={}
+        )
+        # It asks the whole service, which says no more than that it is there (RFC 9110).
+        by_path["*"]["OPTIONS"] = Operation(
+            paths=("*",), handler=openapi, at_once=lambda call, context: Reply(204), summary="", answers={}
         )
         for path, methods in by_path.items():
             if "{" in path:
@@ -105,10 +109,9 @@ class _Application:
         return _passed_on(call, reply)
 
     async def _answer(self, call: Call, operation: Operation) -> Reply:
-        loop = asyncio.get_running_loop()
-        self._under_way[call] = asyncio.current_task(loop)
+        self._under_way.add(call)
         if self._watch is None:
-            self._watch = loop.call_later(WATCH_SECONDS, self._end_what_takes_too_long)
+            self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_what_takes_too_long)
         try:
             reply = await operation.handler(call, self._context)
         except ExpediterError as error:
@@ -129,14 +132,14 @@ class _Application:
             # The last resort: a bug must answer this request, not end the connection without a word.
             reply = bug_reply(error, call.request_id)
         finally:
-            del self._under_way[call]
+            self._under_way.remove(call)
         return _passed_on(call, reply)
 
     def _end_what_takes_too_long(self) -> None:
         now = time.monotonic()
-        for call, task in self._under_way.items():
-            if task is not None and call.until < now:
-                task.cancel()  # what it has asked for is carried out all the same
+        for call in self._under_way:
+            if call.task is not None and call.until < now:
+                call.task.cancel()  # what it has asked for is carried out all the same
         self._watch = None
         if self._under_way:
             self._watch = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._end_what_takes_too_long)
@@ -145,10 +148,6 @@ class _Application:
         """Return what a call asks for. Raises what it is refused by."""
         if call.refusal is not None:
             raise call.refusal
-        if b"host" not in call.named and call.version == "1.1":
-            raise BadRequest("The request has no Host header; HTTP/1.1 asks for one")
-        if len(call.named) < len(call.headers) and [name for name, _ in call.headers].count(b"host") > 1:
-            raise BadRequest("The request has more than one Host header; HTTP/1.1 asks for one")
         methods = self._fixed.get(call.path) or self._match(call)
         operation = methods.get("GET" if call.method == "HEAD" else call.method)
         if operation is None:

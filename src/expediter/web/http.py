@@ -136,15 +136,13 @@ class Body:
 
     async def more(self) -> bytes:
         """Return what has come since; wait for it unless all is there. Raises what the body was lost by."""
-        if not self.parts and not self.complete:
-            if self.lost is not None:
-                raise self.lost
+        if not self.parts and not self.complete and self.lost is None:
             assert self._on_wanted is not None  # it was not complete from the start
             self._arrived = asyncio.get_running_loop().create_future()
             self._on_wanted()
             await self._arrived
-            if self.lost is not None:
-                raise self.lost
+        if self.lost is not None and not self.parts:
+            raise self.lost
         return self.take()
 
 
@@ -166,6 +164,7 @@ class Call:
         "refusal",
         "request_id",
         "target",
+        "task",
         "through",
         "until",
         "version",
@@ -204,6 +203,8 @@ class Call:
         self.named = dict(headers)
         given = self.named.get(b"x-request-id")
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid_utils.uuid7().hex
+        #: What waits for the answer, and may be cancelled when that takes too long.
+        self.task: asyncio.Task[None] | None = None
         #: Whether a change of status goes all the way.
         self.through = False
         #: Whether its connection ends with the answer.

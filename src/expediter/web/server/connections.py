@@ -71,7 +71,8 @@ class Connection(asyncio.Protocol):
         self._closed = False
         self._reading_paused = False
         self._writing_paused = False
-        self._timing_headers = False
+        #: The number of the request whose headers are timed.
+        self._timed = 0
         #: When it is looked at because nothing came, and because nothing was taken, on the loop's clock.
         self.silent_at = self.unread_at = math.inf
         self._unread_bytes = 0
@@ -154,16 +155,18 @@ class Connection(asyncio.Protocol):
             self._end()
             return
         full = requests.newest is not None and requests.newest.arriving.size > BODY_BYTES_WAITING_MAX
-        self._pause_reading(bool(requests.waiting) or bool(self._rest) or full)
-        if requests.reading == BODY:
+        if full or requests.waiting or self._rest or self._reading_paused:
+            self._pause_reading(full or bool(requests.waiting or self._rest))
+        if requests.reading == NOTHING:
+            if self._call is None and not requests.waiting:
+                self._listen(IDLE_SECONDS_MAX)
+            else:
+                self.silent_at = math.inf
+        elif requests.reading == BODY:
             self._listen(BODY_SILENCE_SECONDS_MAX)
-        elif requests.reading == HEADERS and not self._timing_headers:
+        elif self._timed != requests.begun:  # more of the same headers do not start their clock anew
+            self._timed = requests.begun
             self._listen(HEADER_SECONDS_MAX)
-        elif requests.reading == NOTHING and self._call is None and not requests.waiting:
-            self._listen(IDLE_SECONDS_MAX)
-        elif requests.reading == NOTHING:
-            self.silent_at = math.inf
-        self._timing_headers = requests.reading == HEADERS
 
     def _pause_reading(self, wanted: bool) -> None:
         if wanted and not self._reading_paused:
@@ -184,7 +187,7 @@ class Connection(asyncio.Protocol):
             if isinstance(answer, Reply):
                 self._send(call, answer)
             else:
-                self.task = self._loop.create_task(self._answer(call, answer))
+                self.task = call.task = self._loop.create_task(self._answer(call, answer))
 
     async def _answer(self, call: Call, answer: Coroutine[Any, Any, Reply]) -> None:
         try:

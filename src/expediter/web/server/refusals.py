@@ -32,8 +32,11 @@ def refusal_of(call: Call) -> ExpediterError | None:
         return _not_implemented("This service is no proxy")
     if len(call.target) > TARGET_BYTES_MAX:
         return target_too_long()
-    if call.target[:1] != b"/" and call.target != b"*":
+    if call.target[:1] != b"/" and (call.target != b"*" or call.method != "OPTIONS"):
         return BadRequest("The target of the request is neither a path nor an address")
+    hosts = [name for name, _ in call.headers].count(b"host")
+    if hosts != 1 and (hosts or call.version == "1.1"):
+        return BadRequest(f"The request has {hosts or 'no'} Host headers; HTTP/1.1 asks for one")
     coding = call.named.get(b"transfer-encoding", b"chunked").strip().lower()
     if coding != b"chunked" and coding.endswith(b"chunked"):
         return _not_implemented(f"The transfer coding {coding.decode('latin-1')} is not known here; send chunked")
@@ -48,7 +51,7 @@ def refusal_of(call: Call) -> ExpediterError | None:
 
 
 def misread(error: Exception, data: bytes) -> ExpediterError:
-    """Return why a request is refused that the parser could not read; `data` is what it was given last."""
+    """Return why a request is refused that the parser could not read, and that begins, or goes on, with `data`."""
     text = str(error)
     if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
         return _not_implemented("The method of the request is not known here")

@@ -34,6 +34,8 @@ class Requests:
         self.waiting: deque[Call] = deque()
         self.newest: Call | None = None
         self.reading = NOTHING
+        #: How many have begun.
+        self.begun = 0
         #: Nothing that comes is a request any more.
         self.deaf = False
         self._target = b""
@@ -54,13 +56,15 @@ class Requests:
     def look_at(self, data: bytes | memoryview) -> None:
         """Read on."""
         self._looked = len(data)
+        begun = self.begun
         self._between_bytes += self._looked
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self.break_off(refusals.misread(error, bytes(data)))
+            # Where others stand before it, nobody says where it begins.
+            self.break_off(refusals.misread(error, bytes(data) if begun + 1 >= self.begun else b"\0"))
         else:
             if self.reading == HEADERS:
                 self._header_bytes += self._looked
@@ -99,6 +103,7 @@ class Requests:
     def on_message_begin(self) -> None:
         """A request begins."""
         if not self._upgrading:
+            self.begun += 1
             self.reading = HEADERS
             self._target = b""
             self._headers = []
@@ -124,7 +129,7 @@ class Requests:
         parser, target = self._parser, self._target
         plain = target[:1] == b"/" and b"#" not in target
         call = self.newest = Call(
-            parser.get_method().decode(),
+            parser.get_method().decode("latin-1"),
             target if plain else refusals.origin_form(target),
             self._headers,
             Body(on_wanted=self._on_wanted),
@@ -140,6 +145,8 @@ class Requests:
             or call.version != "1.1"
             or len(target) > TARGET_BYTES_MAX
             or b"transfer-encoding" in call.named
+            or b"host" not in call.named
+            or len(call.named) < len(self._headers)
         ):
             call.refusal = refusals.refusal_of(call)
         if self._header_bytes > 0 and sum(len(n) + len(v) for n, v in self._headers) > HEADER_BYTES_MAX:
