@@ -12,14 +12,16 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from expediter.errors import ConfigurationError, ExpediterError, Refused, reason
 from expediter.settings import Compat, Settings
-from expediter.web.http import App, Body, Call, answered
+
+if TYPE_CHECKING:
+    from expediter.web.http import App
 
 #: Amounts keep the digits that they are written with.
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -103,6 +105,8 @@ class Local:
 
     async def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """See Asked."""
+        from expediter.web.http import Body, Call, answered
+
         given = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         call = Call(method, target.encode(), [(b"host", b"localhost"), *given], Body(body))
         reply = await answered(self._app(call))

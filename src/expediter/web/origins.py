@@ -43,10 +43,9 @@ class Origins:
     def _shown(self, reply: Reply, origin: bytes | None) -> Reply:
         if origin is not None:
             reply.headers += [(b"access-control-expose-headers", _EXPOSED), *self._let_in(origin)]
-        if b"*" not in self._allowed or origin is None:
-            kept = [value for name, value in reply.headers if name == b"vary"]
-            reply.headers = [each for each in reply.headers if each[0] != b"vary"]
-            reply.headers.append((b"vary", b", ".join([*kept, b"Origin"])))
+        varied = [value for name, value in reply.headers if name == b"vary"]
+        reply.headers = [each for each in reply.headers if each[0] != b"vary"]
+        reply.headers.append((b"vary", b", ".join([*varied, b"Origin"])))
         return reply
 
     def _let_in(self, origin: bytes) -> list[Header]:

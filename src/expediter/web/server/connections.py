@@ -110,12 +110,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything, and make room for another one; what is under way goes on."""
-        self._closed = self._requests.deaf = True
-        self._requests.waiting.clear()
+        self._closed = True
         self._rest = b""
-        if self._requests.newest is not None:
-            gone = BadRequest("The client went away before its body was complete")
-            self._requests.newest.arriving.lose(gone)
+        self._requests.close()
         _wake(self._drained)
         _wake(self._gone)
         self._state.remove(self, surplus=self._surplus)

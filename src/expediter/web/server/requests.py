@@ -8,7 +8,7 @@ from typing import Any
 
 import httptools
 
-from expediter.errors import ExpediterError
+from expediter.errors import BadRequest, ExpediterError
 from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Header
 from expediter.web.server import refusals
 
@@ -29,7 +29,7 @@ class Requests:
         """`client` is its address; `on_wanted` is told that somebody waits for the body of a call."""
         self._client = client
         self._on_wanted = on_wanted
-        self._parser = self._new_parser()
+        self._parser: Any = self._new_parser()
         #: What was read and is not begun; the last may still arrive.
         self.waiting: deque[Call] = deque()
         self.newest: Call | None = None
@@ -52,6 +52,14 @@ class Requests:
         # What comes behind a request that asks to close is no reason not to answer it.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
+
+    def close(self) -> None:
+        """Nothing more will come: let go of what leads back here."""
+        self.deaf = True
+        self.waiting.clear()
+        if self.newest is not None:
+            self.newest.arriving.lose(BadRequest("The client went away before its body was complete"))
+        self.newest = self._parser = None
 
     def look_at(self, data: bytes | memoryview) -> None:
         """Read on."""
