@@ -70,8 +70,9 @@ class _Application:
         self._under_way: set[Call] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._fixed: dict[str, Methods] = {}
-        #: Those with a name in their path, by the number of its slashes.
-        self._named: dict[int, list[tuple[re.Pattern[str], Methods]]] = defaultdict(list)
+        #: Paths that end in a name, by what stands before it; and those with a name elsewhere.
+        self._ending: dict[str, tuple[str, Methods]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Methods]] = []
         by_path: dict[str, dict[str, Operation]] = defaultdict(dict)
         for operation in OPERATIONS:
             for path in operation.paths:
@@ -89,9 +90,11 @@ class _Application:
             paths=("*",), handler=openapi, at_once=lambda call, context: Reply(204), summary="", answers={}
         )
         for path, methods in by_path.items():
-            if "{" in path:
-                pattern = re.compile(_NAME.sub(r"(?P<\1>[^/]+)", path))
-                self._named[path.count("/")].append((pattern, methods))
+            before, _, last = path.rpartition("/")
+            if "{" in before:
+                self._patterns.append((re.compile(_NAME.sub(r"(?P<\1>[^/]+)", path)), methods))
+            elif named := _NAME.fullmatch(last):
+                self._ending[before] = named[1], methods
             else:
                 self._fixed[path] = methods
 
@@ -161,7 +164,12 @@ class _Application:
         return operation
 
     def _match(self, call: Call) -> Methods:
-        for pattern, methods in self._named.get(call.path.count("/"), ()):
+        before, _, last = call.path.rpartition("/")
+        if last and before in self._ending:
+            name, methods = self._ending[before]
+            call.path_values = {name: last}
+            return methods
+        for pattern, methods in self._patterns:
             if found := pattern.fullmatch(call.path):
                 call.path_values = found.groupdict()
                 return methods
