@@ -125,6 +125,11 @@ EXCHANGES = (
     Exchange("a length with a sign", post(b"Content-Length: +57\r\n"), (400,)),
     Exchange("an endless length", post(b"Content-Length: 99999999999999999999999\r\n"), (400,)),
     Exchange("chunks twice", post(CHUNKED + CHUNKED, CHUNKS + b"\r\n"), (400,)),
+    Exchange(
+        "packed chunks, said twice",
+        post(b"Transfer-Encoding: gzip\r\n" + CHUNKED, CHUNKS + b"\r\n"),
+        (400,),
+    ),
     Exchange("packed chunks", post(b"Transfer-Encoding: gzip, chunked\r\n", CHUNKS + b"\r\n"), (501,)),
     Exchange("a body that is only packed", post(b"Transfer-Encoding: gzip\r\n"), (400,), nginx=(501,)),
     Exchange("chunks that are packed then", post(b"Transfer-Encoding: chunked, gzip\r\n"), (400,), nginx=(501,)),

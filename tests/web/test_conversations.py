@@ -11,6 +11,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 from exchanges import CHUNKED, GET, HOST, JSON, LAST, PEN, get, post, sized
 
+from expediter.web.http import Body, Call, Reply
+from expediter.web.server.heads import head as answer_head
 from serving import Serving
 from wire import Answer, connect
 
@@ -133,6 +135,14 @@ def test_a_stream_comes_in_chunks_or_until_the_end(here: Serving) -> None:
         connection.sendall(get(b"HEAD /api/v1/events HTTP/1.1", HOST + STREAM) + LAST)
         assert head(connection).status == 200
         assert head(connection).status == 200
+
+
+def test_no_header_can_become_two() -> None:
+    """A line break in the value of a header would begin another one, or the body: no such answer is sent."""
+    call = Call("GET", b"/", [], Body())
+    for value in (b"a\r\nx: b", b"a\nb", b"a\rb"):
+        with pytest.raises(ValueError, match="line break"):
+            answer_head(call, Reply(200, b"", [(b"location", value)]), 0)
 
 
 def test_every_answer_has_its_date(here: Serving) -> None:

@@ -65,7 +65,6 @@ class Connection(asyncio.Protocol):
         #: What is looked at once what came before it is answered.
         self._rest = b""
         self._surplus = False
-        self._asked = False
         self._half_closed = False
         self._ended = False
         self._closed = False
@@ -95,7 +94,6 @@ class Connection(asyncio.Protocol):
         """Read requests, and begin to answer them."""
         if self._requests.deaf:
             return
-        self._asked = True
         if len(data) <= BYTES_PER_LOOK and not self._rest:
             self._requests.look_at(data)
         else:
@@ -106,7 +104,8 @@ class Connection(asyncio.Protocol):
         """Go on with what was asked whole: a client that says no more may still listen."""
         self._half_closed = True
         _wake(self._gone)
-        return not self._ended and self._requests.reading == NOTHING and self._call is not None
+        asked = self._call is not None or bool(self._requests.waiting)
+        return asked and not self._ended and self._requests.reading == NOTHING
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything, and make room for another one; what is under way goes on."""
@@ -142,13 +141,19 @@ class Connection(asyncio.Protocol):
         """Begin what can be begun, look at what can be looked at, and see to the clock."""
         requests = self._requests
         self._begin()
-        while self._rest and not requests.waiting and not requests.deaf:
+        if self._rest and not requests.waiting and not requests.deaf:
             data, self._rest = self._rest[:BYTES_PER_LOOK], self._rest[BYTES_PER_LOOK:]
             requests.look_at(data)
             self._begin()
+            if self._rest and not requests.waiting:
+                self._loop.call_soon(self._go_on)  # other connections have their turn
         if self._closed or self._ended:
             return
-        if requests.deaf and self._call is None and not requests.waiting:
+        if (
+            self._call is None
+            and not requests.waiting
+            and (requests.deaf or (self._half_closed and not self._rest))
+        ):
             self._end()
             return
         full = requests.newest is not None and requests.newest.arriving.size > BODY_BYTES_WAITING_MAX
@@ -237,7 +242,9 @@ class Connection(asyncio.Protocol):
             return True
         if not call.arriving.complete and not call.continued:
             return True  # whether its body will come is not known
-        return (self._requests.deaf or self._half_closed) and not self._requests.waiting and not self._rest
+        if self._requests.waiting:
+            return False
+        return self._requests.deaf or (self._half_closed and not self._rest)
 
     def _sent(self, call: Call, reply: Reply, size: int) -> None:
         self._call = self.task = None
@@ -266,7 +273,7 @@ class Connection(asyncio.Protocol):
 
         A client that was let in and is then sent away unheard would see a failure at every rolling restart.
         """
-        if not self._asked:
+        if self._requests.newest is None:
             # Half of the drain time at most, so that silence alone never uses it up.
             self._listen(min(FIRST_REQUEST_SECONDS_MAX, self._state.drain_seconds / 2))
         elif self._call is None and self._requests.reading == NOTHING:

@@ -34,7 +34,10 @@ def refusal_of(call: Call) -> ExpediterError | None:
         return target_too_long()
     if call.target[:1] != b"/" and (call.target != b"*" or call.method != "OPTIONS"):
         return BadRequest("The target of the request is neither a path nor an address")
-    hosts = [name for name, _ in call.headers].count(b"host")
+    names = [name for name, _ in call.headers]
+    if names.count(b"transfer-encoding") > 1:
+        return BadRequest("The request has several Transfer-Encoding headers; send one that says chunked")
+    hosts = names.count(b"host")
     if hosts != 1 and (hosts or call.version == "1.1"):
         return BadRequest(f"The request has {hosts or 'no'} Host headers; HTTP/1.1 asks for one")
     coding = call.named.get(b"transfer-encoding", b"chunked").strip().lower()

@@ -105,12 +105,12 @@ class State:
                 await asyncio.wait(set(self.left))
 
     def _look(self) -> None:
+        self._looking = self.loop.call_later(LOOK_SECONDS, self._look) if self.connections else None
         now = self.loop.time()
         for each in [each for each in self.connections if each.silent_at < now]:
             each.on_silence()
         for each in [each for each in self.connections if each.unread_at < now]:
             each.on_unread()
-        self._looking = self.loop.call_later(LOOK_SECONDS, self._look) if self.connections else None
 
     def hold(self, connection: Watched, size: int) -> None:
         """Count an answer that waits for its reader, and cut off who is longest behind if it is all too much."""
