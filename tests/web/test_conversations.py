@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
 from exchanges import CHUNKED, GET, HOST, JSON, LAST, PEN, get, post, sized
@@ -135,6 +136,15 @@ def test_a_stream_comes_in_chunks_or_until_the_end(here: Serving) -> None:
         connection.sendall(get(b"HEAD /api/v1/events HTTP/1.1", HOST + STREAM) + LAST)
         assert head(connection).status == 200
         assert head(connection).status == 200
+
+
+def test_a_stream_has_an_end(folder: Path) -> None:
+    """Where the service stops it ends its streams as they are to end: a client can tell that from a broken one."""
+    with Serving(folder, "--no-workers") as service, connect(service.url) as connection:
+        connection.sendall(get(b"GET /api/v1/events HTTP/1.1", HOST + STREAM))
+        until(connection, b"\n\n\r\n")
+        assert service.stop() == 0
+        assert rest(connection).endswith(b"\n\n\r\n0\r\n\r\n")
 
 
 def test_no_header_can_become_two() -> None:
