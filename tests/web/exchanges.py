@@ -114,6 +114,11 @@ EXCHANGES = (
         "chunks with extensions", post(CHUNKED, CHUNKS.replace(b"a\r\n", b"a;x=y\r\n", 1) + b"\r\n"), (201, 200)
     ),
     Exchange("trailers", post(CHUNKED, CHUNKS + b"X: y\r\nHost: evil\r\n\r\n"), (201, 200)),
+    Exchange(
+        "a trailer that repeats a header",
+        post(CHUNKED + b"Idempotency-Key: a\r\n", CHUNKS + b"Idempotency-Key: a\r\n\r\n"),
+        (201, 200),
+    ),
     Exchange("a folded trailer", post(CHUNKED, CHUNKS + b"X: y\r\n z\r\n\r\n"), (400,), nginx=(201, 200)),
     Exchange("chunks and a length", post(LENGTH + CHUNKED, CHUNKS + b"\r\n"), (400,)),
     Exchange("a length and chunks", post(CHUNKED + LENGTH, CHUNKS + b"\r\n"), (400,)),

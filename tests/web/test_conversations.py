@@ -118,6 +118,24 @@ def test_many_requests_at_once_are_all_answered(here: Serving) -> None:
         assert rest(connection).count(b"HTTP/1.1 200 OK\r\n") == 5_001
 
 
+@pytest.mark.parametrize(
+    ("begun", "status"),
+    [
+        (b"GET /" + 100_000 * b"a", 414),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"X: " + 100_000 * b"a", 431),
+        (post(CHUNKED, b"3;" + 100_000 * b"a"), 431),
+        (post(CHUNKED, b"0\r\nX: " + 100_000 * b"a"), 431),
+    ],
+    ids=["a target", "a header", "an extension", "a trailer"],
+)
+def test_what_does_not_end_is_refused_while_it_comes(here: Serving, begun: bytes, status: int) -> None:
+    """Nothing that a client may make long is kept for longer than its limit: it is refused before its end."""
+    with connect(here.url) as connection:
+        connection.sendall(begun)
+        assert answer(connection).status == status
+        assert rest(connection) == b""
+
+
 def test_a_stream_comes_in_chunks_or_until_the_end(here: Serving) -> None:
     """In HTTP/1.1 a streamed answer has chunks; in HTTP/1.0, and only there, its end is that of the connection."""
     with connect(here.url) as connection:

@@ -29,7 +29,9 @@ class Requests:
         """`client` is its address; `on_wanted` is told that somebody waits for the body of a call."""
         self._client = client
         self._on_wanted = on_wanted
-        self._parser: Any = self._new_parser()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        # What comes behind a request that asks to close is no reason not to answer it.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         #: What was read and is not begun; the last may still arrive.
         self.waiting: deque[Call] = deque()
         self.newest: Call | None = None
@@ -46,12 +48,6 @@ class Requests:
         self._dropped_bytes = 0
         #: Whether the newest asks to go on with another protocol.
         self._upgrading = False
-
-    def _new_parser(self) -> Any:
-        parser = httptools.HttpRequestParser(self)
-        # What comes behind a request that asks to close is no reason not to answer it.
-        parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return parser
 
     def close(self) -> None:
         """Nothing more will come: let go of what leads back here."""
@@ -103,7 +99,6 @@ class Requests:
             self.deaf = True
             return
         lengths = b"".join(b"%b: %b\r\n" % each for each in self.newest.headers if each[0] in _LENGTHS)
-        self._parser = self._new_parser()
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % lengths)
         if rest:
             self.look_at(rest)
