@@ -78,11 +78,12 @@ def test_a_body_is_asked_for_once_it_is_wanted(here: Serving) -> None:
             assert answer(connection).status == 201
             connection.sendall(GET)
             assert answer(connection).status == 200
-    with connect(here.url) as connection:
-        connection.sendall(post(b"Content-Length: 2000000\r\n" + asking, b""))
-        refused = answer(connection)
-        assert (refused.status, refused.headers["connection"]) == (413, "close")
-        assert rest(connection) == b""
+    for length, target, status in ((2_000_000, b"/orders", 413), (len(PEN), b"/nothing", 404)):
+        with connect(here.url) as connection:
+            connection.sendall(post(b"Content-Length: %d\r\n" % length + asking, b"", target))
+            refused = answer(connection)
+            assert (refused.status, refused.headers["connection"]) == (status, "close")
+            assert rest(connection) == b""
     with connect(here.url) as connection:
         connection.sendall(post(b"Content-Length: %d\r\n" % len(PEN) + asking, b"", version=b"1.0"))
         connection.sendall(PEN)

@@ -284,8 +284,8 @@ class Connection(asyncio.Protocol):
         self.silent_at = math.inf
         if self._ended:
             self._transport.close()
-        elif self._reading_paused:
-            pass  # it is this side that does not read, and sees to the clock when it does again
+        elif self._reading_paused or self._requests.deaf:
+            pass  # it is this side that does not read; it sees to the clock when it does again, or ends
         elif self._requests.reading == HEADERS:
             self._requests.break_off(headers_too_slow(HEADER_SECONDS_MAX))
             self._go_on()
