@@ -162,6 +162,12 @@ EXCHANGES = (
         (413,),
         nginx=(201,),
     ),
+    Exchange(
+        "a long body of GET, which nobody reads",
+        b"GET /orders HTTP/1.1\r\n" + HOST + b"Content-Length: 900000\r\n\r\n" + b"a" * 900_000,
+        (200, 200),
+        nginx=(201, 200),
+    ),
     Exchange("a body that nobody reads", sized(target=b"/nothing") + GET, (404, 200, 200)),
     Exchange("chunks that nobody reads", post(CHUNKED, CHUNKS + b"\r\n", b"/nothing") + GET, (404, 200, 200)),
     Exchange("a long body that nobody reads", sized(b"a" * 3_000_000, b"/nothing"), (404,), nginx=(413,)),

@@ -249,6 +249,7 @@ class Connection(asyncio.Protocol):
     def _sent(self, call: Call, reply: Reply, size: int) -> None:
         self._call = self.task = None
         call.arriving.lose(_ANSWERED)
+        call.arriving.take()
         if self._state.note is not None:
             self._state.note(call, reply, size)
         if call.last and not self._closed:

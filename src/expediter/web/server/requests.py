@@ -30,8 +30,6 @@ class Requests:
         self._client = client
         self._on_wanted = on_wanted
         self._parser: Any = httptools.HttpRequestParser(self)
-        # What comes behind a request that asks to close is no reason not to answer it.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         #: What was read and is not begun; the last may still arrive.
         self.waiting: deque[Call] = deque()
         self.newest: Call | None = None
