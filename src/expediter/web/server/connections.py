@@ -248,8 +248,9 @@ class Connection(asyncio.Protocol):
 
     def _sent(self, call: Call, reply: Reply, size: int) -> None:
         self._call = self.task = None
-        call.arriving.lose(_ANSWERED)
-        call.arriving.take()
+        if call.arriving.parts or not call.arriving.complete:
+            call.arriving.lose(_ANSWERED)
+            call.arriving.take()
         if self._state.note is not None:
             self._state.note(call, reply, size)
         if call.last and not self._closed:
