@@ -47,12 +47,11 @@ OWNERS: dict[str, frozenset[str]] = {
     "sqlite3": _SQL,
     "asyncpg": frozenset({"backends/databases", "store/migrations"}),
     "asyncmy": frozenset({"backends/databases", "store/migrations"}),
-    "starlette": frozenset({"web"}),
+    "httptools": frozenset({"web/server"}),
     "offapi": frozenset({"web"}),
     "redis": frozenset({"backends"}),
     "aio_pika": frozenset({"backends/brokers"}),
     "aiohttp": frozenset({"backends/calls", "backends/outside", "trial"}),
-    "uvicorn": frozenset({"web/server"}),
     "stripe": frozenset({"payments/stripe", "payments/stripe_calls", "payments/stripe_documents"}),
 }
 
@@ -70,6 +69,7 @@ ALLOWED_LAST_RESORT: dict[str, str] = {
     "store/committer:Committer._run": "all in a broken batch must hear of it, and the next go on",
     "work/worker:Worker._attempt": "what fails for an unforeseen reason is counted, then parked",
     "web/__init__:_Application.__call__": "a bug answers its own request with a 500; it is logged with its id",
+    "web/__init__:_Application._answer": "the same for a request that has to wait",
 }
 
 
@@ -240,7 +240,7 @@ def test_imports_follow_the_arrows() -> None:
 
 
 def test_a_part_is_known_to_its_owners_alone() -> None:
-    """The SQL toolkit, the web toolkit and the web server are each imported by the places in OWNERS only."""
+    """The SQL toolkit, the HTTP parser, drivers and the like are each imported by the places in OWNERS only."""
     strangers = [
         f"{module.place}.py:{line} imports {name}; only {sorted(owners)} may"
         for module in MODULES

@@ -262,6 +262,7 @@ def test_the_calls_of_other_services_are_those_that_are_tested() -> None:
 BEHIND_LIMITS = {
     "body": ["web.http.BODY_BYTES_MAX", "web.http.BODY_SECONDS_MAX"],
     "headers": ["web.http.HEADER_BYTES_MAX", "web.server.connections.HEADER_SECONDS_MAX"],
+    "path and query": ["web.http.TARGET_BYTES_MAX"],
     "JSON nesting": ["web.faults.DEPTH_MAX"],
     "lines of an order": ["orders.order.LINES_MAX"],
     "amount, price": ["orders.money.AMOUNT_MINOR_MAX"],

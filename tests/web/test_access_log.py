@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from test_drain import read_to_end, sockets_address
 
 from auditing import wait_until
 from expediter.errors import ConfigurationError
+from expediter.web.http import Body, Call, Header, Reply
 from expediter.web.server.access_log import (
     ATOMS,
     VALUE_BYTES_MAX,
@@ -34,18 +36,9 @@ DEFAULT_LINE = re.compile(
 EVERY_ATOM = "|".join([f"%({name})s" for name in ATOMS] + ["%({X-Shop}i)s", "%({Content-Type}o)s", "%%"])
 
 
-def exchange(**changes: object) -> Exchange:
-    scope: dict[str, object] = {
-        "type": "http",
-        "method": "GET",
-        "path": "/orders",
-        "raw_path": b"/orders",
-        "query_string": b"",
-        "http_version": "1.1",
-        "client": ("10.0.0.7", 4711),
-        "headers": [],
-    }
-    return Exchange(scope | changes, arrived=1_750_000_000.7, seconds=0.0123456, status=200, size=17)
+def exchange(target: bytes = b"/orders", headers: Sequence[Header] = (), client: str = "10.0.0.7") -> Exchange:
+    call = Call("GET", target, list(headers), Body(), client=client)
+    return Exchange(call, Reply(200), arrived=1_750_000_000.7, seconds=0.0123456, size=17)
 
 
 def lines_of(path: Path) -> list[str]:
@@ -95,13 +88,10 @@ def test_no_file_no_log(folder: Path) -> None:
     assert not [path for path in folder.iterdir() if "access" in path.name]
 
 
-async def test_an_application_without_a_log_is_not_wrapped() -> None:
-    """Off, the log costs nothing: the application stays as it is."""
-
-    async def app(*_: object) -> None: ...
-
-    async with access_log("", "%(h)s") as logged:
-        assert logged(app) is app
+async def test_without_a_log_nobody_is_told() -> None:
+    """Off, the log costs nothing: there is nothing to be told of an answer."""
+    async with access_log("", "%(h)s") as note:
+        assert note is None
 
 
 def test_the_log_may_be_stderr(folder: Path) -> None:
@@ -154,9 +144,9 @@ def test_times_and_nothings() -> None:
     """Times are in gunicorn's units, the date is that of arrival in UTC, and what is missing is a dash."""
     line = compile_format("%(t)s %(T)s %(M)s %(D)s %(L)s %(f)s %(a)s %({x-shop}i)s %({etag}o)s")
     assert line(exchange()) == "[15/Jun/2025:15:06:40 +0000] 0 12 12345 0.012346 - - - -\n"
-    unanswered = exchange(client=None)
-    unanswered.status, unanswered.size = None, 0
-    assert compile_format("%(h)s %(s)s %(B)s %(b)s")(unanswered) == "- - 0 -\n"
+    empty = exchange(client="")
+    empty.size = 0
+    assert compile_format("%(h)s %(s)s %(B)s %(b)s")(empty) == "- 200 0 -\n"
 
 
 @pytest.mark.parametrize(
@@ -171,12 +161,10 @@ def test_times_and_nothings() -> None:
 )
 def test_what_a_client_sends_stays_in_its_field(sent: bytes, written: str) -> None:
     """Quotes, backslashes, control characters and all but ASCII are escaped, wherever a client can put them."""
-    asked = exchange(
-        raw_path=b"/" + sent, query_string=sent, headers=[(b"user-agent", sent), (b"referer", sent), (b"x", sent)]
-    )
+    asked = exchange(b"/?" + sent, [(b"user-agent", sent), (b"referer", sent), (b"x", sent)])
     for atom in ("%(q)s", "%(a)s", "%(f)s", "%({x}i)s"):
         assert compile_format(atom)(asked) == f"{written}\n"
-    line = compile_format("%(r)s")(asked)
+    line = compile_format("%(r)s %(U)s")(exchange(b"/" + sent))
     assert line.count("\n") == 1
     assert written[: VALUE_BYTES_MAX - 1] in line
 
@@ -255,18 +243,12 @@ async def test_what_waits_is_bounded_and_written_later(folder: Path) -> None:
     path = folder / "access.log"
     line = "x" * VALUE_BYTES_MAX
 
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request"}
-
-    async def send(message: object) -> None: ...
-
-    async def app(*_: object) -> None: ...
-
-    scope = exchange(query_string=line.encode()).scope
-    async with access_log(str(path), "%(q)s") as logged:
+    asked = exchange(b"/?" + line.encode()).call
+    async with access_log(str(path), "%(q)s") as note:
+        assert note is not None
         folder.rename(folder.with_name("away"))
         for _ in range(2 * WAITING_BYTES_MAX // VALUE_BYTES_MAX):
-            await logged(app)(scope, receive, send)
+            note(asked, Reply(200), 0)
         folder.with_name("away").rename(folder)
     lines = lines_of(path)
     assert set(lines) == {line}

@@ -14,6 +14,7 @@ from auditing import wait_until
 from expediter.errors import DatabaseUnavailable
 from expediter.web.compat.tables import DELIVERY
 from expediter.web.compat.translation import Translation
+from expediter.web.http import Body, Call, Reply, answered
 from servers import RedisServer
 from serving import ADMIN_PASSWORD, Serving
 
@@ -414,25 +415,16 @@ class _Away:
 async def test_what_cannot_be_read_now_is_503_in_the_clients_words() -> None:
     """The order comes from the cache, and its attempts cannot be read: a refusal, not a broken answer."""
 
-    async def cached_order(scope: Any, receive: Any, send: Any) -> None:
+    def cached_order(call: Call) -> Reply:
         headers = [(b"content-type", b"application/json"), (b"x-request-id", b"r1"), (b"etag", b'"3"')]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"order_id": "A", "status": "confirmed"}'})
+        return Reply(200, b'{"order_id": "A", "status": "confirmed"}', headers)
 
-    sent: list[dict[str, Any]] = []
-
-    async def keep(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": "/orders/A", "query_string": b"", "headers": []}
     translation = Translation(cached_order, DELIVERY, _Away())  # type: ignore[arg-type]
-    await translation(scope, None, keep)  # type: ignore[arg-type]
-    start, end = sent
-    headers = dict(start["headers"])
-    assert start["status"] == 503
-    assert headers[b"retry-after"]
-    assert headers[b"content-length"] == str(len(end["body"])).encode()
-    assert "cannot be used now" in json.loads(end["body"])["detail"]
+    reply = await answered(translation(Call("GET", b"/orders/A", [], Body())))
+    assert reply.status == 503
+    assert dict(reply.headers)[b"retry-after"]
+    assert dict(reply.headers)[b"x-request-id"] == b"r1"
+    assert "cannot be used now" in json.loads(reply.body)["detail"]
 
 
 # The scalable order processing system.

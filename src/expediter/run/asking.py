@@ -9,16 +9,19 @@ import asyncio
 import http.client
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
 from expediter.errors import ConfigurationError, ExpediterError, Refused, reason
 from expediter.settings import Compat, Settings
+
+if TYPE_CHECKING:
+    from expediter.web.http import App
 
 #: Amounts keep the digits that they are written with.
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
@@ -95,40 +98,20 @@ class Remote:
 class Local:
     """The service that the settings describe, opened in this process: it needs no other one to run."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], name: str) -> None:
+    def __init__(self, app: App, name: str) -> None:
         """`name` says where its orders are."""
         self._app = app
         self.name = name
 
     async def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """See Asked."""
-        path, _, query = target.partition("?")
+        from expediter.web.http import Body, Call, answered
+
         given = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "method": method,
-            "path": unquote(path),
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "root_path": "",
-            "headers": [(b"host", b"localhost"), *given],
-            "client": None,
-            "server": None,
-        }
-        told: list[dict[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: dict[str, Any]) -> None:
-            told.append(message)
-
-        await self._app(scope, receive, send)
-        found = {name.decode(): value.decode("latin-1") for name, value in told[0]["headers"]}
-        return _answer(self.name, told[0]["status"], found, b"".join(each.get("body", b"") for each in told[1:]))
+        call = Call(method, target.encode(), [(b"host", b"localhost"), *given], Body(body))
+        reply = await answered(self._app(call))
+        found = {name.decode(): value.decode("latin-1") for name, value in reply.headers}
+        return _answer(self.name, reply.status, found, reply.body)
 
 
 def _answer(name: str, status: int, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -16,7 +16,8 @@ from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
 from expediter.web.context import Context
 from expediter.web.server.access_log import access_log
-from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit, turn_away
+from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit
+from expediter.web.server.state import State
 
 
 def bind(settings: Settings, *, insecure: bool) -> socket.socket:
@@ -70,20 +71,18 @@ async def serve(
     connections_max = raise_file_limit()
     listener = bind(settings, insecure=insecure) if listen_fd is None else inherit(listen_fd)
     async with (
-        access_log(settings.access_log_file, settings.access_log_format) as logged,
+        access_log(settings.access_log_file, settings.access_log_format) as note,
         open_service(settings, working=working) as service,
     ):
         context = context_of(service, working=working)
-        server = Server(
-            logged(create_app(context)),
-            turn_away=logged(turn_away),
-            connections_max=connections_max,
-            drain_seconds=settings.drain_seconds,
+        state = State(
+            create_app(context), connections_max=connections_max, drain_seconds=settings.drain_seconds, note=note
         )
+        server = Server(state)
         stopping = _on_signals(server, context, service, lifeline)
         try:
             announce(service, address_of(listener))
-            await server.serve(sockets=[listener])
+            await server.serve(listener)
         finally:
             stopping()
             listener.close()
@@ -97,7 +96,7 @@ def _on_signals(
     def stop() -> None:
         context.draining = True
         service.begin_drain()
-        server.should_exit = True
+        server.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

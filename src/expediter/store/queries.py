@@ -87,6 +87,7 @@ class Queries:
         self._database = database
         self._cache = cache
         self._accepted = accepted
+        self._all_stored = isinstance(accepted, NothingAccepted)
         self._details: Gatherer[str, Entry | None] = Gatherer(
             self._load_all, items_max=ORDERS_PER_LOOK, rounds_max=LOOKS_AT_ONCE
         )
@@ -108,6 +109,10 @@ class Queries:
         if entry is None:
             raise OrderNotFound(order_id)
         return entry
+
+    def known(self, order_id: str) -> Entry | None:
+        """Return the document of an order if it can be said without waiting; None says nothing."""
+        return self._cache.known(order_id) if self._all_stored else None
 
     async def _load(self, order_id: str) -> Entry | None:
         """Read an order from the database, in one transaction with what others ask for at the same time."""

@@ -1,4 +1,4 @@
-"""Requests and replies, as thin as they can be over ASGI; what every handler needs to read and to answer."""
+"""Requests and replies, and what every handler needs to read and to answer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
+import uuid_utils
 from msgspec.structs import replace
-from starlette.types import Receive, Scope, Send
 
-from expediter.errors import BadRequest, Fault, InvalidInput
+from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput
 from expediter.orders.commands import PlaceOrder
 from expediter.orders.order import Stages
 from expediter.store.submissions import Answer, IdempotencyKey
@@ -25,20 +25,20 @@ Header = tuple[bytes, bytes]
 BODY_BYTES_MAX = 1024 * 1024
 #: Bytes of one request's headers, at most.
 HEADER_BYTES_MAX = 32 * 1024
+#: Bytes of a request's target, at most.
+TARGET_BYTES_MAX = 8 * 1024
 #: Seconds after which a request is answered that has not been, whatever it waits for; batches, admin calls and
 #: `?wait=` may take longer.
 ANSWER_SECONDS_MAX = 9.5
 #: Seconds in which a body must arrive.
 BODY_SECONDS_MAX = 10.0
 
-#: The key in a request's scope that says that a change of status goes all the way.
-THROUGH = "expediter.through"
-
 JSON: Header = (b"content-type", b"application/json")
 
 _PASSED_OVER = ("_", "utm_")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 _sorted_json = msgspec.json.Encoder(order="sorted").encode
 to_json = msgspec.json.Encoder(decimal_format="number").encode
@@ -50,17 +50,39 @@ class Reply:
     __slots__ = ("body", "headers", "status")
 
     def __init__(self, status: int, body: bytes = b"", headers: list[Header] | None = None) -> None:
-        """`headers` have lower-case names; the length is added when it is sent."""
+        """`headers` have lower-case names; those of the connection are added where it is sent."""
         self.status = status
         self.body = body
         self.headers = headers if headers is not None else []
 
-    async def send(self, send: Send) -> None:
-        """Send it."""
-        if self.status not in (204, 304):
-            self.headers.append((b"content-length", str(len(self.body)).encode()))
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.body})
+
+class Writer(Protocol):
+    """Where a streamed answer goes."""
+
+    async def write(self, data: bytes) -> None:
+        """Send a part, and wait while the client is slow. Nothing happens once it has gone."""
+
+    async def until_gone(self) -> None:
+        """Return when the client has closed its connection."""
+
+
+class Streamed(Reply):
+    """An answer whose body comes in parts."""
+
+    __slots__ = ()
+
+    async def stream(self, writer: Writer) -> None:
+        """Write the whole body."""
+        raise NotImplementedError
+
+
+#: What answers calls: at once, or by what has to be awaited.
+App = Callable[["Call"], Reply | Coroutine[Any, Any, Reply]]
+
+
+async def answered(answer: Reply | Coroutine[Any, Any, Reply]) -> Reply:
+    """Return the reply of an application, once it is there."""
+    return answer if isinstance(answer, Reply) else await answer
 
 
 def json_reply(status: int, document: Any) -> Reply:
@@ -68,21 +90,127 @@ def json_reply(status: int, document: Any) -> Reply:
     return Reply(status, to_json(document), [JSON])
 
 
+class Body:
+    """The body of a request: all of it, or what has arrived so far."""
+
+    __slots__ = ("_arrived", "_on_wanted", "complete", "lost", "parts", "size")
+
+    def __init__(self, data: bytes = b"", *, on_wanted: Callable[[], None] | None = None) -> None:
+        """Give all of a body; or what is told that somebody waits for more, of one that still arrives."""
+        self.parts = [data] if data else []
+        #: Bytes that wait to be read.
+        self.size = len(data)
+        self.complete = on_wanted is None
+        #: Why the rest will not come.
+        self.lost: Exception | None = None
+        self._on_wanted = on_wanted
+        self._arrived: asyncio.Future[None] | None = None
+
+    def add(self, data: bytes) -> None:
+        """Take what has arrived."""
+        self.parts.append(data)
+        self.size += len(data)
+        self._wake()
+
+    def end(self) -> None:
+        """All has arrived."""
+        self.complete = True
+        self._wake()
+
+    def lose(self, error: Exception) -> None:
+        """Nothing more will arrive; whoever reads on is raised this."""
+        if not self.complete and self.lost is None:
+            self.lost = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def take(self) -> bytes:
+        """Return what waits to be read."""
+        data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.parts.clear()
+        self.size = 0
+        return data
+
+    async def more(self) -> bytes:
+        """Return what has come since; wait for it unless all is there. Raises what the body was lost by."""
+        if not self.parts and not self.complete and self.lost is None:
+            assert self._on_wanted is not None  # it was not complete from the start
+            self._arrived = asyncio.get_running_loop().create_future()
+            self._on_wanted()
+            await self._arrived
+        if self.lost is not None and not self.parts:
+            raise self.lost
+        return self.take()
+
+
 class Call:
     """One HTTP request. `order_id` and the like come from the path."""
 
-    __slots__ = ("_headers", "_receive", "path", "path_values", "request_id", "scope", "until")
+    __slots__ = (
+        "arriving",
+        "began",
+        "client",
+        "continued",
+        "headers",
+        "last",
+        "method",
+        "named",
+        "path",
+        "path_values",
+        "query_string",
+        "refusal",
+        "request_id",
+        "target",
+        "task",
+        "through",
+        "until",
+        "version",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
-        """Wrap what ASGI gives."""
-        self.scope = scope
-        #: When it is answered that it took too long, on the monotonic clock.
-        self.until = time.monotonic() + ANSWER_SECONDS_MAX
-        self.path: str = scope["path"]
-        self.path_values: dict[str, str] = scope.get("path_params", {})
-        self.request_id = request_id
-        self._receive = receive
-        self._headers: dict[bytes, bytes] | None = None
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers: list[Header],
+        arriving: Body,
+        *,
+        version: str = "1.1",
+        client: str = "",
+        refusal: ExpediterError | None = None,
+    ) -> None:
+        """`target` is a path with its query; `headers` have lower-case names; `refusal` is what it is answered."""
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.arriving = arriving
+        self.version = version
+        self.client = client
+        self.refusal = refusal
+        #: When it began, and when it is answered that it took too long, on the monotonic clock.
+        self.began = time.monotonic()
+        self.until = self.began + ANSWER_SECONDS_MAX
+        raw, _, self.query_string = target.partition(b"?")
+        path = raw.decode("latin-1")
+        if "%" in path:
+            path = unquote(path)
+        #: With and without a slash at the end is the same.
+        self.path = path[:-1] if len(path) > 1 and path[-1] == "/" else path
+        self.path_values: dict[str, str] = {}
+        #: The headers by their names; of one that comes more than once, the last.
+        self.named = dict(headers)
+        given = self.named.get(b"x-request-id")
+        self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid_utils.uuid7().hex
+        #: What waits for the answer, and may be cancelled when that takes too long.
+        self.task: asyncio.Task[None] | None = None
+        #: Whether a change of status goes all the way.
+        self.through = False
+        #: Whether its connection ends with the answer.
+        self.last = False
+        #: Whether its client sends the body unasked, or was told to.
+        self.continued = True
 
     @property
     def short(self) -> bool:
@@ -95,9 +223,7 @@ class Call:
 
     def header(self, name: bytes) -> str | None:
         """Return a header by its lower-case name."""
-        if self._headers is None:
-            self._headers = dict(self.scope["headers"])
-        value = self._headers.get(name)
+        value = self.named.get(name)
         return None if value is None else value.decode("latin-1")
 
     def query(self, *allowed: str) -> dict[str, str]:
@@ -105,7 +231,7 @@ class Call:
 
         Those that only browsers and advertisers read (`_=1712`, `utm_source`) are passed over.
         """
-        raw: bytes = self.scope["query_string"]
+        raw: bytes = self.query_string
         if not raw:
             return {}
         found: dict[str, str] = {}
@@ -126,65 +252,46 @@ class Call:
 
     async def body(self) -> bytes:
         """Return the whole body. Raises BodyTooLarge, BodyTooSlow, BadRequest if the client goes away."""
-        self.until += BODY_SECONDS_MAX  # a body that is late has its own limit, and its own answer
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest("The client went away before its body was complete")
-        self.until -= BODY_SECONDS_MAX
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            if len(body) > BODY_BYTES_MAX:
-                raise BodyTooLarge
-            return body
-        length = self.header(b"content-length")
-        if length and length.isdigit() and int(length) > BODY_BYTES_MAX:
+        if not self.arriving.complete:
+            return await self._whole_body()
+        if self.arriving.size > BODY_BYTES_MAX:
             raise BodyTooLarge
-        return await self._rest_of_body(body)
+        return self.arriving.take()
 
-    async def _rest_of_body(self, body: bytes) -> bytes:
-        parts = [body]
-        size = len(body)
-        self.may_take(BODY_SECONDS_MAX + ANSWER_SECONDS_MAX)
+    async def _whole_body(self) -> bytes:
+        length = self.named.get(b"content-length")
+        if length and int(length) > BODY_BYTES_MAX:
+            raise BodyTooLarge
+        began = time.monotonic()
+        self.until += BODY_SECONDS_MAX  # a body that is late has its own limit, and its own answer
+        body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequest("The client went away before its body was complete")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > BODY_BYTES_MAX:
+                    body += await self.arriving.more()
+                    if len(body) > BODY_BYTES_MAX:
                         raise BodyTooLarge
-                    if not message.get("more_body", False):
-                        self.may_take(ANSWER_SECONDS_MAX)
-                        return b"".join(parts)
+                    if self.arriving.complete and not self.arriving.parts:
+                        return bytes(body)
         except TimeoutError:
             raise BodyTooSlow from None
+        finally:
+            self.until += time.monotonic() - began - BODY_SECONDS_MAX
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, however long it is. Raises BodyTooSlow, BadRequest."""
-        while True:
+        while not self.arriving.complete or self.arriving.parts:
             try:
                 async with asyncio.timeout(BODY_SECONDS_MAX):
-                    message = await self._receive()
+                    part = await self.arriving.more()
             except TimeoutError:
                 raise BodyTooSlow from None
-            if message["type"] == "http.disconnect":
-                raise BadRequest("The client went away before its body was complete")
-            yield message.get("body", b"")
-            if not message.get("more_body", False):
-                return
-
-    async def until_gone(self) -> None:
-        """Return when the client has closed its connection. Only after the body was read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+            yield part
 
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        headers = self._headers or {}
-        packed = b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity"
+        packed = self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
         return given in media_types and not packed
 
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
@@ -195,12 +302,12 @@ class Call:
         given = self.header(b"idempotency-key")
         if given is None:
             return None
-        if [name for name, _ in self.scope["headers"]].count(b"idempotency-key") > 1:
+        if [name for name, _ in self.headers].count(b"idempotency-key") > 1:
             raise BadRequest("Idempotency-Key is given twice; a request has one")
         key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
         if not _KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
-        seen = hashlib.sha256(f"{self.scope['method']} {self.path}\n".encode() + fingerprinted(asked))
+        seen = hashlib.sha256(f"{self.method} {self.path}\n".encode() + fingerprinted(asked))
         return IdempotencyKey(key, seen.hexdigest(), keep)
 
     def if_version(self) -> int | None:

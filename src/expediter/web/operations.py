@@ -11,6 +11,8 @@ from expediter.web.context import Context
 from expediter.web.http import Call, Reply
 
 Handler = Callable[[Call, Context], Awaitable[Reply]]
+#: Answers what needs no waiting; None: the handler has to. Raises ExpediterError.
+AtOnce = Callable[[Call, Context], Reply | None]
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method on one or several paths.
 
+    `at_once` is asked before the handler, and may spare a task of the event loop.
     `stream` is the media type in which the same comes as a stream, where it is asked for.
     `fault` is what the example of a 422 says: a field, and what is wrong with it.
     `answers` maps each status of success to what its body is (a type that msgspec knows, several of them, a media
@@ -35,6 +38,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     handler: Handler
     summary: str
     answers: Mapping[int, Any]
+    at_once: AtOnce | None = None
     method: str = "GET"
     tag: str = "orders"
     problems: tuple[int, ...] = ()

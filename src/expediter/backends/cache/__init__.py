@@ -75,6 +75,10 @@ class Cache(Protocol):
         """
         return True
 
+    def known(self, order_id: str) -> Entry | None:
+        """Return the entry of an order if it is in this process and may be shown; None: ask for the `order`."""
+        return None
+
     async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
         """Return the entry of an order, from `load` if need be."""
 

@@ -64,14 +64,21 @@ class MemoryCache(Cache):
                 self._drop(order_id)
         return True
 
-    async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
+    def known(self, order_id: str) -> Entry | None:
         """See Cache."""
         self._notice_others()
         known = self._entries.get(order_id)
-        if known is not None and known[1].body is not None and known[0] > time.monotonic():
-            self._hits += 1
-            self._entries.move_to_end(order_id)
-            return known[1]
+        if known is None or known[1].body is None or known[0] <= time.monotonic():
+            return None
+        self._hits += 1
+        self._entries.move_to_end(order_id)
+        return known[1]
+
+    async def order(self, order_id: str, load: LoadOrder) -> Entry | None:
+        """See Cache."""
+        if (entry := self.known(order_id)) is not None:
+            return entry
+        known = self._entries.get(order_id)
         self._misses += 1
         if known is not None and known[1].body is None:
             # A load that began before the newest version was committed still runs: it is not for this reader.

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
-from starlette.types import Send
 
 from expediter.errors import ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.documents import EventData, event_document
 from expediter.orders.events import EVENT_TYPES, types_named
 from expediter.store.feed import Cursor, CursorGone, FeedEvent
 from expediter.web.context import Context
-from expediter.web.http import Call, Header, Reply, json_reply, to_json, whole_number
+from expediter.web.http import Call, Header, Reply, Streamed, Writer, json_reply, to_json, whole_number
 from expediter.web.operations import Operation, query
 
 #: Events on a page: at most, and where nobody says.
@@ -120,38 +119,35 @@ async def _stream(call: Call, context: Context, after: Cursor | None, types: Seq
     first = await context.queries.feed.read(
         after, types, 1
     )  # what cannot be read is refused before the stream begins
-    if call.scope["method"] == "HEAD":
+    if call.method == "HEAD":
         return Reply(200, b"", list(_STREAM))
     begin = after if after is not None else Cursor(first.cursor.incarnation, 0)
-    return _Stream(call, context, begin, types)
+    return _Stream(context, begin, types)
 
 
-class _Stream(Reply):
+class _Stream(Streamed):
     """Events as they come, for as long as the client reads and the process runs."""
 
-    __slots__ = ("_after", "_call", "_context", "_gone", "_types")
+    __slots__ = ("_after", "_context", "_types")
 
-    def __init__(self, call: Call, context: Context, after: Cursor, types: Sequence[str] | None) -> None:
+    def __init__(self, context: Context, after: Cursor, types: Sequence[str] | None) -> None:
         super().__init__(200, b"", list(_STREAM))
-        self._call = call
         self._context = context
         self._after = after
         self._types = types
-        self._gone = False
 
-    async def send(self, send: Send) -> None:
-        """Send events until the client goes, the process stops, or what comes next cannot be read.
+    async def stream(self, writer: Writer) -> None:
+        """Write events until the client goes, the process stops, or what comes next cannot be read.
 
         Where the client is slow this waits, and reads no further: a client that does not read at all is cut off
         like any other. It begins again behind the last event that it has got.
         """
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send(_body(f": expediter\nretry: {RETRY_MILLISECONDS}\n\n".encode()))
-        listening = asyncio.create_task(self._call.until_gone())
+        await writer.write(f": expediter\nretry: {RETRY_MILLISECONDS}\n\n".encode())
+        listening = asyncio.create_task(writer.until_gone())
         self._context.streams += 1
         try:
             while not (self._context.draining or listening.done()):
-                await self._turn(send, listening)
+                await self._turn(writer, listening)
         except (CursorGone, ExpediterError):
             pass  # the client connects again, and hears why
         finally:
@@ -159,12 +155,11 @@ class _Stream(Reply):
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
-        await send({"type": "http.response.body", "body": b""})
 
-    async def _turn(self, send: Send, listening: asyncio.Task[None]) -> None:
+    async def _turn(self, writer: Writer, listening: asyncio.Task[None]) -> None:
         page = await self._context.queries.feed.read(self._after, self._types, EVENTS_PER_TURN)
         if page.events:
-            await send(_body(b"".join([_event(page.cursor.incarnation, event) for event in page.events])))
+            await writer.write(b"".join([_event(page.cursor.incarnation, event) for event in page.events]))
         self._after = page.cursor
         if page.more:
             return
@@ -173,11 +168,7 @@ class _Stream(Reply):
         if not waiting.done():
             waiting.cancel()
         elif not page.events:
-            await send(_body(b":\n\n"))
-
-
-def _body(data: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": data, "more_body": True}
+            await writer.write(b":\n\n")
 
 
 def _event(incarnation: int, event: FeedEvent) -> bytes:

@@ -11,6 +11,7 @@ import msgspec
 import uuid_utils
 from msgspec import UNSET, UnsetType
 
+from expediter.backends.cache import Entry
 from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
 from expediter.orders.commands import (
     CancelOrder,
@@ -28,7 +29,6 @@ from expediter.web.context import Context
 from expediter.web.http import (
     ANSWER_SECONDS_MAX,
     JSON,
-    THROUGH,
     Call,
     Header,
     Reply,
@@ -182,6 +182,16 @@ async def get_order(call: Call, context: Context) -> Reply:
                 entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
         if entry.version < min_version:
             raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
+    return _shown(call, entry)
+
+
+def get_order_at_once(call: Call, context: Context) -> Reply | None:
+    """Return one order that the cache in this process has; None: the handler looks further."""
+    entry = None if call.query_string else context.queries.known(path_order_id(call))
+    return None if entry is None else _shown(call, entry)
+
+
+def _shown(call: Call, entry: Entry) -> Reply:
     if entry.pending_changes:
         # No ETag: a change that comes to nothing ends without another version.
         return Reply(200, _with_changes(entry.body or b"", entry.pending_changes), [JSON])
@@ -205,8 +215,7 @@ async def change_status(call: Call, context: Context) -> Reply:
     call.query()
     require_json(call)
     status = decode(await call.body(), StatusBody).status
-    through = bool(call.scope.get(THROUGH))
-    command = ChangeStatus(order_id=order_id, status=status, through=through, if_version=call.if_version())
+    command = ChangeStatus(order_id=order_id, status=status, through=call.through, if_version=call.if_version())
     return await _change(call, context, command, 200)
 
 
@@ -344,6 +353,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}"),
         handler=get_order,
+        at_once=get_order_at_once,
         summary="Get an order",
         answers={200: ShownOrder, 304: None},
         problems=(409, 412),

@@ -5,17 +5,15 @@ What is stored, decided and guaranteed is the same. Nothing of this is there wit
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from expediter.errors import BadRequest, ExpediterError
 from expediter.orders.documents import timestamp
@@ -25,7 +23,7 @@ from expediter.store.submissions import PageQuery
 from expediter.web.api.pages import LIST_PARAMETERS, OFFSET_MAX, PAGE_SIZE_MAX, page_query
 from expediter.web.compat.dialect import Dialect, Kind, Refusals
 from expediter.web.faults import VALUES_MAX, each_once, refuse_constant
-from expediter.web.http import BODY_SECONDS_MAX, THROUGH, BodyTooLarge, BodyTooSlow, Call, to_json
+from expediter.web.http import JSON, App, Body, BodyTooLarge, BodyTooSlow, Call, Reply, answered, to_json
 from expediter.web.payloads import ItemBody, OrderBody
 from expediter.web.problems import problem_reply
 
@@ -59,6 +57,9 @@ _PARAMETERS = {
 #: What became of a call to the gateway, in the words of the delivery service.
 _ATTEMPTS = {None: "pending", PaymentOutcome.SUCCEEDED: "success", PaymentOutcome.UNKNOWN: "unknown"}
 
+#: Headers that an answer has whatever it says.
+_KEPT = frozenset({b"x-request-id", b"traceparent"})
+
 Document = dict[str, Any]
 
 
@@ -75,47 +76,45 @@ _read_once = partial(
 
 
 class Translation:
-    """An ASGI application before the service's own, for the clients that its dialect is of."""
+    """An application before the service's own, for the clients that its dialect is of."""
 
-    def __init__(self, app: ASGIApp, dialect: Dialect, queries: Queries) -> None:
+    def __init__(self, app: App, dialect: Dialect, queries: Queries) -> None:
         """Pass requests on to `app` as it understands them, and its answers back as their clients do."""
         self._app = app
         self._dialect = dialect
         self._queries = queries
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Translate a request and its answer, where the dialect has something to say of them."""
-        kind = self._kind(scope) if scope["type"] == "http" else None
-        if kind is None:
-            await self._app(scope, receive, send)
-            return
-        scope = {**scope, THROUGH: self._dialect.through}
-        if kind in (Kind.PLACE, Kind.CHANGE):
-            receive = await self._with_body(scope, receive)
-        everything = self._translate_query(kind, scope)
-        answer = _Answer(send, partial(self._answer, kind, scope, everything))
-        await self._app(scope, receive, answer.take)
+        kind = self._kind(call)
+        return self._app(call) if kind is None else self._translated(kind, call)
 
-    def _kind(self, scope: Scope) -> Kind | None:
-        path: str = scope["path"].rstrip("/")
-        if path.startswith("/admin/"):
+    async def _translated(self, kind: Kind, call: Call) -> Reply:
+        call.through = self._dialect.through
+        if kind in (Kind.PLACE, Kind.CHANGE):
+            await self._translate_body(call)
+        everything = self._translate_query(kind, call)
+        return await self._answer(kind, call, everything, await answered(self._app(call)))
+
+    def _kind(self, call: Call) -> Kind | None:
+        if call.refusal is not None:
+            return None
+        if call.path.startswith("/admin/"):
             return Kind.ADMIN
-        found = _PATH.fullmatch(path)
+        found = _PATH.fullmatch(call.path)
         if found is None or (found[1] and not self._dialect.canonical):
             return None
         named = found[2] in ("metrics", "status", "populate", "batch")
         rest = (found[2] or "") if named else ("id" if found[2] else "") + (found[3] or "")
-        return _ROUTES.get((scope["method"], rest), Kind.OTHER)
+        return _ROUTES.get((call.method, rest), Kind.OTHER)
 
-    async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the body and return what hands it on, as the service knows it."""
+    async def _translate_body(self, call: Call) -> None:
+        """Read the body, and hand it on as the service knows it."""
         try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
-                body = await Call(scope, receive, "").body()
-        except TimeoutError:
-            return partial(_raise, BodyTooSlow())
+            body = await call.body()
         except (BadRequest, BodyTooLarge, BodyTooSlow) as error:
-            return partial(_raise, error)
+            call.arriving.lost = error  # whoever reads on is raised it, and answers
+            return
         # What cannot be read, or has more than anything here can have, is handed on and refused as it is.
         if body.count(b",") + body.count(b"{") + body.count(b"[") <= VALUES_MAX:
             with suppress(ValueError, RecursionError, BadRequest):
@@ -123,7 +122,7 @@ class Translation:
                 if isinstance(asked, dict):
                     self._mean(asked)
                     body = msgspec.json.encode(asked)
-        return partial(_hand_on, body)
+        call.arriving = Body(body)
 
     def _mean(self, asked: Document) -> None:
         """Change a body into what is meant by it."""
@@ -142,15 +141,15 @@ class Translation:
             for item in items:
                 _keep(item, _ITEM_NAMES)
 
-    def _translate_query(self, kind: Kind, scope: Scope) -> bool:
+    def _translate_query(self, kind: Kind, call: Call) -> bool:
         """Change the parameters into what is meant by them; return whether a list of all orders is asked for."""
         if self._dialect.lenient:
             known = _PARAMETERS.get(kind, frozenset())
-            pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-            scope["query_string"] = urlencode([pair for pair in pairs if pair[0] in known]).encode()
+            pairs = parse_qsl(call.query_string.decode("latin-1"), keep_blank_values=True)
+            call.query_string = urlencode([pair for pair in pairs if pair[0] in known]).encode()
         if kind is not Kind.LIST or not self._dialect.whole_lists:
             return False
-        given = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        given = dict(parse_qsl(call.query_string.decode("latin-1"), keep_blank_values=True))
         if (word := given.get("status", "").lower()) in self._dialect.meant:
             given["status"] = self._dialect.meant[word]
         everything = not given.keys() & {"limit", "page", "page_size", "cursor"}
@@ -163,31 +162,30 @@ class Translation:
                     given[name] = str(min(max(number, low), high))
         if everything:
             given["limit"] = str(PAGE_SIZE_MAX)
-        scope["query_string"] = urlencode(given).encode()
+        call.query_string = urlencode(given).encode()
         return everything
 
-    async def _answer(self, kind: Kind, scope: Scope, everything: bool, start: Message, body: bytes) -> bytes:
+    async def _answer(self, kind: Kind, call: Call, everything: bool, reply: Reply) -> Reply:
         """Translate an answer; where what it should have besides cannot be read now, the answer is that."""
         try:
-            return await self._translate(kind, scope, everything, start, body)
+            reply.body = await self._translate(kind, call, everything, reply)
         except ExpediterError as error:
-            given = {name: value.decode() for name, value in start["headers"]}
-            reply = problem_reply(error, given.get("x-request-id", ""))
-            start["status"], start["headers"] = reply.status, reply.headers
-            return self._refusal(kind, start, reply.body)
+            kept = [each for each in reply.headers if each[0] in _KEPT]
+            reply = problem_reply(error, call.request_id)
+            reply.headers += kept
+            reply.body = self._refusal(kind, reply)
+        return reply
 
-    async def _translate(self, kind: Kind, scope: Scope, everything: bool, start: Message, body: bytes) -> bytes:
+    async def _translate(self, kind: Kind, call: Call, everything: bool, reply: Reply) -> bytes:
         """Change the head of an answer, and return its body, as the client knows them."""
         dialect = self._dialect
-        status: int = start["status"]
-        if status >= 400:
-            return self._refusal(kind, start, body)
-        start["status"] = dialect.codes.get((kind, status), status)
+        body = reply.body
+        if reply.status >= 400:
+            return self._refusal(kind, reply)
+        reply.status = dialect.codes.get((kind, reply.status), reply.status)
         if kind is Kind.DELETE and dialect.deleted:
-            _set_header(start, b"content-type", b"application/json")
-            return msgspec.json.encode(
-                {"message": dialect.deleted, "order_id": scope["path"].rstrip("/").rpartition("/")[2]}
-            )
+            _set_type(reply)
+            return msgspec.json.encode({"message": dialect.deleted, "order_id": call.path.rpartition("/")[2]})
         if not body or kind in (Kind.OTHER, Kind.ADMIN, Kind.POPULATE):
             return body
         document: Document = _read(body)
@@ -196,7 +194,7 @@ class Translation:
                 for bucket in ("pending", "processing", "completed"):
                     document[bucket].setdefault("order_ids", [])
         elif kind is Kind.LIST:
-            await self._translate_list(document, scope, everything)
+            await self._translate_list(document, call, everything)
         elif "status" in document:
             # What was just placed or changed has no further look at the database that could fail.
             await self._translate_orders([document], attempts=kind is Kind.GET)
@@ -206,13 +204,13 @@ class Translation:
                 document["status"] = dialect.placed_as
         return to_json(document)
 
-    async def _translate_list(self, document: Document, scope: Scope, everything: bool) -> None:
+    async def _translate_list(self, document: Document, call: Call, everything: bool) -> None:
         dialect = self._dialect
         orders: list[Document] = document["orders"]
         if everything and document["next_cursor"]:
-            await self._add_the_rest(document, scope)
+            await self._add_the_rest(document, call)
         if document["total"] is None and (dialect.counted or dialect.whole_lists):
-            document["total"] = await self._queries.count(_filters(scope), COUNTED_MAX)
+            document["total"] = await self._queries.count(_filters(call), COUNTED_MAX)
         await self._translate_orders(orders, attempts=True)
         if dialect.whole_lists:
             more = document["has_more"] and document["offset"] is not None
@@ -220,10 +218,10 @@ class Translation:
             document["total_orders"] = document["total"]
             document["next_offset"] = document["offset"] + len(orders) if more else None
 
-    async def _add_the_rest(self, document: Document, scope: Scope) -> None:
+    async def _add_the_rest(self, document: Document, call: Call) -> None:
         """Add the further pages to the first, by cursor: what is placed meanwhile moves none of them."""
         orders: list[Document] = document["orders"]
-        wanted = _filters(scope)
+        wanted = _filters(call)
         after = page_query({"cursor": document["next_cursor"]})[0].after
         size = 0
         while after is not None and len(orders) < ALL_ORDERS_MAX and size < ALL_ORDERS_BYTES_MAX:
@@ -261,17 +259,16 @@ class Translation:
                     for number, attempt in enumerate(made.get(order["order_id"], ()), 1)
                 ]
 
-    def _refusal(self, kind: Kind, start: Message, body: bytes) -> bytes:
+    def _refusal(self, kind: Kind, reply: Reply) -> bytes:
         refused, refusals = self._dialect.refused, self._dialect.refusals
-        status: int = start["status"]
-        start["status"] = refused.get((kind, status), refused.get((None, status), status))
-        if refusals is None or not body:
-            return body
+        reply.status = refused.get((kind, reply.status), refused.get((None, reply.status), reply.status))
+        if refusals is None or not reply.body:
+            return reply.body
         try:
-            problem: Document = _read(body)
+            problem: Document = _read(reply.body)
         except msgspec.MsgspecError:
-            return body  # no problem document of this service
-        _set_header(start, b"content-type", b"application/json")
+            return reply.body  # no problem document of this service
+        _set_type(reply)
         if refusals is Refusals.ERROR:
             return msgspec.json.encode({"error": problem["error"]})
         detail: Any = problem["error"]
@@ -281,37 +278,13 @@ class Translation:
         return msgspec.json.encode({"detail": detail, "error": problem["error"]})
 
 
-class _Answer:
-    """Holds an answer back until it is whole, and sends it translated."""
-
-    def __init__(self, send: Send, translate: Callable[[Message, bytes], Any]) -> None:
-        self._send = send
-        self._translate = translate
-        self._start: Message = {}
-        self._parts: list[bytes] = []
-
-    async def take(self, message: Message) -> None:
-        """Take one message of the answer."""
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        self._parts.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        body = await self._translate(self._start, b"".join(self._parts))
-        if self._start["status"] not in (204, 304):
-            _set_header(self._start, b"content-length", str(len(body)).encode())
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body})
+def _set_type(reply: Reply) -> None:
+    reply.headers = [each for each in reply.headers if each[0] != JSON[0]] + [JSON]
 
 
-def _set_header(start: Message, name: bytes, value: bytes) -> None:
-    start["headers"] = [each for each in start["headers"] if each[0] != name] + [(name, value)]
-
-
-def _filters(scope: Scope) -> PageQuery:
+def _filters(call: Call) -> PageQuery:
     """Return what a list is filtered by, as the handler has read it before."""
-    wanted, _ = page_query(Call(scope, _nothing, "").query(*LIST_PARAMETERS))
+    wanted, _ = page_query(call.query(*LIST_PARAMETERS))
     return msgspec.structs.replace(wanted, after=None)
 
 
@@ -328,15 +301,3 @@ def _detail(place: str, error: Document) -> Document:
     """Return a fault as FastAPI words it."""
     parts: list[str | int] = [int(part) if part.isdigit() else part for part in error["field"].split("/") if part]
     return {"loc": [place, *parts], "msg": error["message"], "type": "value_error"}
-
-
-async def _hand_on(body: bytes) -> Message:
-    return {"type": "http.request", "body": body, "more_body": False}
-
-
-async def _raise(error: Exception) -> Message:
-    raise error
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}

@@ -6,20 +6,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import structlog
 
 from expediter.errors import ConfigurationError
+from expediter.web.http import Call, Header, Reply
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+#: Told of each answer, and of the bytes of its body that were sent.
+Note = Callable[[Call, Reply, int], None]
 
 #: Pause between two writes, in seconds.
 FLUSH_SECONDS = 0.5
@@ -45,14 +43,13 @@ _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
 @dataclass(slots=True)
 class Exchange:
-    """A request and its answer. `status` is None if there was none; times are in seconds."""
+    """A request and its answer, with the bytes of its body; times are in seconds."""
 
-    scope: Message
+    call: Call
+    reply: Reply
     arrived: float
-    seconds: float = 0.0
-    status: int | None = None
-    headers: Any = ()
-    size: int = 0
+    seconds: float
+    size: int
 
 
 Getter = Callable[[Exchange], str]
@@ -68,20 +65,18 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\{character}" if character in '"\\' else f"\\x{ord(character):02x}"
 
 
-def _path(exchange: Exchange) -> bytes:
+def _path(call: Call) -> str:
     # As it was sent: with its percent signs, and before a slash at its end was taken off.
-    raw: bytes = exchange.scope.get("raw_path") or exchange.scope["path"].encode()
-    return raw
+    return _safe(call.target.partition(b"?")[0])
 
 
 def _request_line(exchange: Exchange) -> str:
-    scope = exchange.scope
-    query: bytes = scope["query_string"]
-    target = _path(exchange) + b"?" + query if query else _path(exchange)
-    return f"{_safe(scope['method'].encode())} {_safe(target)} HTTP/{scope['http_version']}"
+    call = exchange.call
+    target = call.target if call.query_string else call.target.removesuffix(b"?")
+    return f"{_safe(call.method.encode())} {_safe(target)} HTTP/{call.version}"
 
 
-def _header(headers: Any, name: bytes) -> str:
+def _header(headers: Iterable[Header], name: bytes) -> str:
     for key, value in headers:
         if key == name:
             return _safe(value) or NOTHING
@@ -95,21 +90,21 @@ def _date(second: int) -> str:
 
 #: Every atom besides those of headers, named as gunicorn names them.
 ATOMS: dict[str, Getter] = {
-    "h": lambda exchange: (exchange.scope.get("client") or (NOTHING,))[0] or NOTHING,
+    "h": lambda exchange: exchange.call.client or NOTHING,
     "l": lambda exchange: NOTHING,
     # There are no users; what a client gives as a Basic user name may be half of a secret.
     "u": lambda exchange: NOTHING,
     "t": lambda exchange: _date(int(exchange.arrived)),
     "r": _request_line,
-    "m": lambda exchange: _safe(exchange.scope["method"].encode()),
-    "U": lambda exchange: _safe(_path(exchange)),
-    "q": lambda exchange: _safe(exchange.scope["query_string"]),
-    "H": lambda exchange: f"HTTP/{exchange.scope['http_version']}",
-    "s": lambda exchange: NOTHING if exchange.status is None else str(exchange.status),
+    "m": lambda exchange: _safe(exchange.call.method.encode()),
+    "U": lambda exchange: _path(exchange.call),
+    "q": lambda exchange: _safe(exchange.call.query_string),
+    "H": lambda exchange: f"HTTP/{exchange.call.version}",
+    "s": lambda exchange: str(exchange.reply.status),
     "B": lambda exchange: str(exchange.size),
     "b": lambda exchange: str(exchange.size or NOTHING),
-    "f": lambda exchange: _header(exchange.scope["headers"], b"referer"),
-    "a": lambda exchange: _header(exchange.scope["headers"], b"user-agent"),
+    "f": lambda exchange: _header(exchange.call.headers, b"referer"),
+    "a": lambda exchange: _header(exchange.call.headers, b"user-agent"),
     "T": lambda exchange: str(int(exchange.seconds)),
     "M": lambda exchange: str(int(exchange.seconds * 1_000)),
     "D": lambda exchange: str(int(exchange.seconds * 1_000_000)),
@@ -153,49 +148,30 @@ def _getter(name: str) -> Getter:
     if _SECRET.search(named[1]):
         return lambda exchange: NOTHING
     if named[2] == "i":
-        return lambda exchange: _header(exchange.scope["headers"], header)
-    return lambda exchange: _header(exchange.headers, header)
+        return lambda exchange: _header(exchange.call.headers, header)
+    return lambda exchange: _header(exchange.reply.headers, header)
 
 
 @asynccontextmanager
-async def access_log(path: str, form: str) -> AsyncIterator[Callable[[App], App]]:
-    """Give what wraps an application so that its requests are logged to the file `path`; `-` is stderr.
+async def access_log(path: str, form: str) -> AsyncIterator[Note | None]:
+    """Give what logs an answer to the file `path`; `-` is stderr. Without a path there is nothing to be told.
 
-    Without a path the application stays as it is. Raises ConfigurationError for a wrong `form` or `path`.
+    Raises ConfigurationError for a wrong `form` or `path`.
     """
     line = compile_format(form)
     if not path:
-        yield lambda app: app
+        yield None
         return
     writer = _Writer(path)
+
+    def note(call: Call, reply: Reply, size: int) -> None:
+        seconds = time.monotonic() - call.began
+        writer.write(line(Exchange(call, reply, time.time() - seconds, seconds, size)))
+
     try:
-        yield lambda app: _logged(app, line, writer.write)
+        yield note
     finally:
         writer.close()
-
-
-def _logged(app: App, line: Callable[[Exchange], str], write: Callable[[str], None]) -> App:
-    async def logged(scope: Message, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, time.time())
-        started = time.perf_counter()
-        # To HEAD the same is answered as to GET, and the server leaves the body out.
-        silent = scope.get("method") == "HEAD"
-
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                exchange.headers = message["headers"]
-            elif not silent:
-                exchange.size += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await app(scope, receive, noting)
-        finally:
-            exchange.seconds = time.perf_counter() - started
-            write(line(exchange))
-
-    return logged
 
 
 class _Writer:

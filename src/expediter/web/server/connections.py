@@ -1,20 +1,22 @@
-"""What one connection may cost: the clocks of slow clients, and the bytes that wait for them."""
+"""One connection: its requests are answered one after the other, and it costs no more than is granted to it."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Coroutine
 from typing import Any
 
-import structlog
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
-
-from expediter.web.http import BODY_SECONDS_MAX, HEADER_BYTES_MAX
+from expediter.errors import BadRequest, Overloaded
+from expediter.web.http import BodyTooSlow, Call, Reply, Streamed
+from expediter.web.problems import bug_reply
+from expediter.web.server.heads import CLOSE, CONTINUE, LAST_CHUNK, chunk, head
+from expediter.web.server.refusals import headers_too_slow
+from expediter.web.server.requests import BODY, HEADERS, NOTHING, Requests
+from expediter.web.server.state import State
 
 #: Seconds that a connection may be open without a request: longer than load balancers keep theirs (60), so that
 #: none of them sends a request into a connection that is being closed here.
@@ -29,295 +31,324 @@ UNREAD_SECONDS_MAX = 10.0
 TURNED_AWAY_SECONDS_MAX = 1.0
 #: Seconds that a stop leaves to a connection that has not asked for anything yet.
 FIRST_REQUEST_SECONDS_MAX = 1.0
+#: Seconds for which what a client still sends is thrown away after the last answer: a connection that is closed
+#: over unread bytes takes the answer along.
+LINGER_SECONDS_MAX = 2.0
 
 #: Bytes of answers that one client has not taken; beyond them its next request waits.
 UNREAD_BYTES_PER_CLIENT = 16 * 1024
-#: Bytes of answers that clients beyond that have not taken, all together; then who is longest behind is cut off.
-UNREAD_BYTES_MAX = 64 * 1024 * 1024
-
-#: A body up to so many bytes is copied behind its head, to be sent at once.
+#: Bytes of a body that wait for whoever reads it.
+BODY_BYTES_WAITING_MAX = 64 * 1024
+#: Bytes that are looked at in one go: so many short requests may wait at one connection.
+BYTES_PER_LOOK = 16 * 1024
+#: A body up to so many bytes is copied behind its head.
 JOINED_BYTES_MAX = 64 * 1024
-
-#: Seconds between two warnings of the same kind.
-WARNING_SECONDS = 60.0
 
 #: Linger for no second: what is not sent is thrown away.
 _RESET = struct.pack("ii", 1, 0)
-
-log = structlog.get_logger(__name__)
-
-
-class State(ServerState):
-    """What the connections of one server share. `stopping`: it takes up no more."""
-
-    def __init__(self, connections_max: int, turn_away: Any) -> None:
-        """Serve `connections_max` at once; requests of others are answered by the application `turn_away`."""
-        super().__init__()
-        self.connections_max = connections_max
-        self.turn_away = turn_away
-        self.turned_away = 0
-        self.stopping = False
-        self.on_end: Callable[[], None] = lambda: None
-        #: Connections whose client does not read, longest first, and the bytes that each has not taken.
-        self._unread: dict[BoundedProtocol, int] = {}
-        self._unread_bytes = 0
-        self._warned: dict[str, float] = {}
-
-    @property
-    def full(self) -> bool:
-        """Whether those that came last are too many."""
-        return len(self.connections) - self.turned_away > self.connections_max
-
-    def hold(self, connection: BoundedProtocol, size: int) -> None:
-        """Count an answer that waits for its reader, and cut off who is longest behind if it is all too much."""
-        self.let_go(connection)
-        self._unread[connection] = size
-        self._unread_bytes += size
-        while self._unread_bytes > UNREAD_BYTES_MAX:
-            slowest = next(iter(self._unread))
-            self.let_go(slowest)
-            self.warn("clients that do not read their answers are cut off", limit_bytes=UNREAD_BYTES_MAX)
-            slowest.cut_off()
-
-    def let_go(self, connection: BoundedProtocol) -> None:
-        """Forget an answer: it was taken, or never will be."""
-        self._unread_bytes -= self._unread.pop(connection, 0)
-
-    def warn(self, text: str, **facts: object) -> None:
-        """Log a warning, unless the same one was logged a moment ago."""
-        now = asyncio.get_running_loop().time()
-        if now - self._warned.get(text, -WARNING_SECONDS) >= WARNING_SECONDS:
-            self._warned[text] = now
-            log.warning(text, **facts)
+#: Why the rest of a body is not read.
+_ANSWERED = BadRequest("The request is answered")
 
 
-class _WholeAnswers:
-    """A transport that sends the head of an answer together with the body that follows it.
+class Connection(asyncio.Protocol):
+    """Has requests answered as they come, and writes the answers."""
 
-    uvicorn writes them one after the other, and each would be a call of the kernel.
-    """
-
-    __slots__ = ("_head", "_on_end", "_transport", "is_closing", "write")
-
-    def __init__(self, transport: Any, on_end: Callable[[], None]) -> None:
-        self._transport = transport
-        self._on_end = on_end
-        self._head = b""
-        self.write: Callable[[bytes], None] = self._keep
-        self.is_closing = transport.is_closing
-
-    def _keep(self, data: bytes) -> None:
-        self._head = data
-        self.write = self._send
-
-    def _send(self, data: bytes) -> None:
-        head, self._head = self._head, b""
-        self.write = self._transport.write
-        self.write(head + data if len(data) <= JOINED_BYTES_MAX else head)
-        if len(data) > JOINED_BYTES_MAX:
-            self.write(data)
-
-    def end(self) -> None:
-        """Send the head of an answer that has no body, and say that it is over."""
-        if self._head:
-            self._send(b"")
-        self._on_end()
-
-    def close(self) -> None:
-        """Send what there is, and close."""
-        if self._head:
-            self._send(b"")
-        self._transport.close()
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself waits without limit for the rest of a request, and for slow readers."""
-
-    server_state: State
-
-    def __init__(self, config: uvicorn.Config, state: State, app_state: dict[str, Any]) -> None:
-        """Take what uvicorn's takes."""
-        super().__init__(config, state, app_state)
+    def __init__(self, state: State) -> None:
+        """Share `state` with the other connections."""
+        self._state = state
+        self._loop = state.loop
+        self._transport: Any = None
+        self._requests: Requests
+        self._call: Call | None = None
+        #: What the answer is waited for by.
+        self.task: asyncio.Task[None] | None = None
+        #: What is looked at once what came before it is answered.
+        self._rest = b""
         self._surplus = False
-        self._unfinished = True
-        self._in_headers = True
-        self._asked = False
-        self._header_bytes = 0
-        self._silence: asyncio.TimerHandle | None = None
-        #: Whether the clock that runs is that of headers that have begun.
-        self._timing_headers = False
-        self._unread: asyncio.TimerHandle | None = None
+        self._half_closed = False
+        self._ended = False
+        self._closed = False
+        self._reading_paused = False
+        self._writing_paused = False
+        #: The number of the request whose headers are timed.
+        self._timed = 0
+        #: When it is looked at because nothing came, and because nothing was taken, on the loop's clock.
+        self.silent_at = self.unread_at = math.inf
         self._unread_bytes = 0
+        #: Wakes whoever writes a stream, and whoever waits for the client's end.
+        self._drained: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to listen for the first request."""
-        super().connection_made(transport)
+        self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES_PER_CLIENT)
-        if self.server_state.full:
-            self._surplus = True
-            self.server_state.turned_away += 1
-            limit = self.server_state.connections_max
-            self.server_state.warn("new connections are turned away: there are too many", limit=limit)
-        self._listen()
-        if self.server_state.stopping:
-            self.shutdown()
+        peer = transport.get_extra_info("peername")
+        self._requests = Requests(peer[0] if peer else "", self._want_body)
+        self._surplus = self._state.add(self)
+        self._listen(IDLE_SECONDS_MAX)
+        if self._state.stopping:
+            self.shut_down()
 
-    def shutdown(self) -> None:
+    def data_received(self, data: bytes) -> None:
+        """Read requests, and begin to answer them."""
+        if self._requests.deaf:
+            return
+        if len(data) <= BYTES_PER_LOOK and not self._rest:
+            self._requests.look_at(data)
+        else:
+            self._rest += data
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        """Go on with what was asked whole: a client that says no more may still listen."""
+        self._half_closed = True
+        _wake(self._gone)
+        asked = self._call is not None or bool(self._requests.waiting)
+        return asked and not self._ended and self._requests.reading == NOTHING
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget everything, and make room for another one; what is under way goes on."""
+        self._closed = True
+        self._rest = b""
+        self._requests.close()
+        _wake(self._drained)
+        _wake(self._gone)
+        self._state.remove(self, surplus=self._surplus)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers."""
+        self._writing_paused = True
+        self._wait_for_reader()
+        self._state.hold(self, self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """It has taken most of them."""
+        self._writing_paused = False
+        self._unread_bytes = sys.maxsize
+        self._state.let_go(self)
+        _wake(self._drained)
+        self._go_on()
+
+    def _want_body(self) -> None:
+        """Somebody waits for the body of the call that is answered now: let it come."""
+        if self._call is not None and not self._call.continued:
+            self._call.continued = True
+            self._transport.write(CONTINUE)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin what can be begun, look at what can be looked at, and see to the clock."""
+        requests = self._requests
+        self._begin()
+        if self._rest and not requests.waiting and not requests.deaf:
+            data, self._rest = self._rest[:BYTES_PER_LOOK], self._rest[BYTES_PER_LOOK:]
+            requests.look_at(data)
+            self._begin()
+            if self._rest and not requests.waiting:
+                self._loop.call_soon(self._go_on)  # other connections have their turn
+        if self._closed or self._ended:
+            return
+        if (
+            self._call is None
+            and not requests.waiting
+            and (requests.deaf or (self._half_closed and not self._rest))
+        ):
+            self._end()
+            return
+        full = requests.newest is not None and requests.newest.arriving.size > BODY_BYTES_WAITING_MAX
+        if full or requests.waiting or self._rest or self._reading_paused:
+            self._pause_reading(full or bool(requests.waiting or self._rest))
+        if requests.reading == NOTHING:
+            if self._call is None and not requests.waiting:
+                self._listen(IDLE_SECONDS_MAX)
+            else:
+                self.silent_at = math.inf
+        elif requests.reading == BODY:
+            self._listen(BODY_SILENCE_SECONDS_MAX)
+        elif self._timed != requests.begun:  # more of the same headers do not start their clock anew
+            self._timed = requests.begun
+            self._listen(HEADER_SECONDS_MAX)
+
+    def _pause_reading(self, wanted: bool) -> None:
+        if wanted and not self._reading_paused:
+            self._transport.pause_reading()
+        elif self._reading_paused and not wanted:
+            self._transport.resume_reading()
+        self._reading_paused = wanted
+
+    def _begin(self) -> None:
+        waiting = self._requests.waiting
+        while waiting and self._call is None and not self._writing_paused:
+            self._call = call = waiting.popleft()
+            if (
+                self._surplus and call.path != "/healthz"
+            ):  # whoever asks whether it lives must not take it for dead
+                call.refusal = Overloaded("There are too many connections")
+            answer = self._state.app(call)
+            if isinstance(answer, Reply):
+                self._send(call, answer)
+            else:
+                self.task = call.task = self._loop.create_task(self._answer(call, answer))
+
+    async def _answer(self, call: Call, answer: Coroutine[Any, Any, Reply]) -> None:
+        try:
+            reply = await answer
+            if isinstance(reply, Streamed):
+                await self._stream(call, reply)
+            else:
+                self._send(call, reply)
+        except BaseException:
+            self._transport.abort()
+            raise
+        self._go_on()
+
+    def _send(self, call: Call, reply: Reply) -> None:
+        call.last = self._is_last(call, reply)
+        try:
+            begin = head(call, reply, len(reply.body))
+        except ValueError as error:
+            reply = bug_reply(error, call.request_id)
+            begin = head(call, reply, len(reply.body))
+        body = reply.body if call.method != "HEAD" else b""
+        if self._closed:
+            pass  # its client has gone
+        elif len(body) <= JOINED_BYTES_MAX:
+            self._transport.write(begin + body)
+        else:
+            self._transport.writelines((begin, body))
+        self._sent(call, reply, len(body))
+
+    async def _stream(self, call: Call, reply: Streamed) -> None:
+        chunked = call.version == "1.1"
+        call.last = self._is_last(call, reply) or not chunked
+        writer = _Writer(self, chunked=chunked)
+        self._transport.write(head(call, reply, None))
+        await reply.stream(writer)
+        if chunked:
+            self._transport.write(LAST_CHUNK)
+        call.last = self._is_last(call, reply)
+        self._sent(call, reply, writer.size)
+
+    def _is_last(self, call: Call, reply: Reply) -> bool:
+        """Tell whether the connection ends with an answer."""
+        if (
+            call.last
+            or call.refusal is not None
+            or self._surplus
+            or self._state.stopping
+            or CLOSE in reply.headers
+        ):
+            return True
+        if not call.arriving.complete and not call.continued:
+            return True  # whether its body will come is not known
+        if self._requests.waiting:
+            return False
+        return self._requests.deaf or (self._half_closed and not self._rest)
+
+    def _sent(self, call: Call, reply: Reply, size: int) -> None:
+        self._call = self.task = None
+        if call.arriving.parts or not call.arriving.complete:
+            call.arriving.lose(_ANSWERED)
+            call.arriving.take()
+        if self._state.note is not None:
+            self._state.note(call, reply, size)
+        if call.last and not self._closed:
+            self._end()
+
+    def _end(self) -> None:
+        """Close, once what was written is taken; what the client still sends is thrown away before."""
+        self._ended = self._requests.deaf = True
+        self._requests.waiting.clear()
+        self._rest = b""
+        self.silent_at = self._loop.time() + LINGER_SECONDS_MAX
+        if self._requests.reading == NOTHING or self._half_closed:
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            self._pause_reading(False)
+        if self._transport.get_write_buffer_size():
+            self._wait_for_reader()
+
+    def shut_down(self) -> None:
         """Close once the request under way is answered, or the first one, which may be on its way.
 
         A client that was let in and is then sent away unheard would see a failure at every rolling restart.
         """
-        if not self._asked:
+        if self._requests.newest is None:
             # Half of the drain time at most, so that silence alone never uses it up.
-            seconds = min(FIRST_REQUEST_SECONDS_MAX, (self.config.timeout_graceful_shutdown or 0) / 2)
-            self.loop.call_later(seconds, self._close_unasked)
+            self._listen(min(FIRST_REQUEST_SECONDS_MAX, self._state.drain_seconds / 2))
+        elif self._call is None and self._requests.reading == NOTHING:
+            self._end()
+
+    def on_silence(self) -> None:
+        """Nothing came for too long."""
+        self.silent_at = math.inf
+        if self._ended:
+            self._transport.close()
+        elif self._reading_paused or self._requests.deaf:
+            pass  # it is this side that does not read; it sees to the clock when it does again, or ends
+        elif self._requests.reading == HEADERS:
+            self._requests.break_off(headers_too_slow(HEADER_SECONDS_MAX))
+            self._go_on()
+        elif self._requests.reading == BODY:
+            self._requests.break_off(BodyTooSlow())
+            self._go_on()
         else:
-            super().shutdown()
+            self._end()  # it asks for nothing
 
-    def data_received(self, data: bytes) -> None:
-        """Read on, count header bytes, and see to the clock while the request is unfinished."""
-        super().data_received(data)
-        if self._unfinished:
-            if self._in_headers:
-                self._header_bytes += len(data)
-                if self._header_bytes > HEADER_BYTES_MAX:
-                    self._refuse(431, "Request Header Fields Too Large", f"more than {HEADER_BYTES_MAX} bytes")
-                    return
-            self._listen()
-        else:
-            self._stop_listening()
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._unfinished = self._in_headers = True
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Its headers are there."""
-        self._in_headers = self._timing_headers = False
-        self._header_bytes = 0
-        if self._surplus and self.url != b"/healthz":  # whoever asks whether it lives must not take it for dead
-            self.app = self.server_state.turn_away
-        super().on_headers_complete()
-        if not self.expect_100_continue:
-            whole = _WholeAnswers(self.transport, self.on_response_complete)
-            self.cycle.transport = whole  # type: ignore[assignment]
-            self.cycle.on_response = whole.end
-        self._asked = True
-        if self.server_state.stopping or self._surplus:
-            self.cycle.keep_alive = False
-
-    def on_message_complete(self) -> None:
-        """Its body is there."""
-        self._unfinished = False
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Its answer was given to the transport."""
-        super().on_response_complete()
-        if self.transport.is_closing() and self.transport.get_write_buffer_size():
-            self._wait_for_reader()
-
-    def pause_writing(self) -> None:
-        """The client does not take its answers."""
-        super().pause_writing()
-        self._wait_for_reader()
-        self.server_state.hold(self, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        """It has taken most of them."""
-        super().resume_writing()
-        self._unread_bytes = sys.maxsize
-        self.server_state.let_go(self)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; one whose client still reads is not idle."""
-        if self.transport.get_write_buffer_size():
-            self._wait_for_reader()
-        else:
-            super().timeout_keep_alive_handler()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clocks, and make room for another one."""
-        self._stop_listening()
-        if self._unread is not None:
-            self._unread.cancel()
-        super().connection_lost(exc)
-        self.server_state.let_go(self)
-        if self._surplus:
-            self.server_state.turned_away -= 1
-        self.server_state.on_end()
-
-    def cut_off(self) -> None:
-        """End the connection by a reset, so that the kernel does not keep what nobody reads either."""
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
-
-    def _close_unasked(self) -> None:
-        if not self._asked:
-            self.transport.close()
-
-    def _listen(self) -> None:
-        """Start the clock of what is to come. That of headers is not started anew by more of them."""
-        if self._timing_headers:
-            return
-        self._stop_listening()
-        if not self._in_headers:
-            seconds = BODY_SILENCE_SECONDS_MAX
-        elif self._header_bytes:
-            seconds = HEADER_SECONDS_MAX
-            self._timing_headers = True
-        else:
-            seconds = IDLE_SECONDS_MAX
-        if self._surplus:
-            seconds = min(seconds, TURNED_AWAY_SECONDS_MAX)
-        self._silence = self.loop.call_later(seconds, self._on_silence)
-
-    def _stop_listening(self) -> None:
-        self._timing_headers = False
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
-
-    def _on_silence(self) -> None:
-        if self.flow.read_paused:
-            self._timing_headers = False
-            self._listen()  # it is this side that does not read
-        elif not self._in_headers and self.cycle.response_started:
-            self.transport.close()
-        elif self._header_bytes:
-            self._refuse(408, "Request Timeout", f"its headers took more than {HEADER_SECONDS_MAX:g} seconds")
-        elif not self._in_headers:
-            self._refuse(408, "Request Timeout", f"nothing came for {BODY_SECONDS_MAX:g} seconds")
-        else:
-            self.transport.close()  # it never asked for anything
-
-    def _wait_for_reader(self) -> None:
-        if self._unread is None:
-            self._unread_bytes = self.transport.get_write_buffer_size()
-            self._unread = self.loop.call_later(UNREAD_SECONDS_MAX, self._on_unread)
-
-    def _on_unread(self) -> None:
+    def on_unread(self) -> None:
         """Cut off a client that has taken nothing meanwhile; otherwise look again later."""
-        self._unread = None
-        left = self.transport.get_write_buffer_size()
+        self.unread_at = math.inf
+        left = self._transport.get_write_buffer_size()
         if left and left >= self._unread_bytes:
             self.cut_off()
         elif left:
             self._wait_for_reader()
-        elif not self.flow.write_paused and self.cycle.response_complete and not self.transport.is_closing():
-            # It has read all, and may ask for more.
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS_MAX, self.timeout_keep_alive_handler)
 
-    def _refuse(self, status: int, title: str, error: str) -> None:
-        body = (
-            f'{{"type":"about:blank","title":"{title}","status":{status},'
-            f'"detail":"The request was not read: {error}","error":"The request was not read: {error}"}}'
-        ).encode()
-        head = (
-            f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        ).encode()
-        self.transport.write(head + body)
-        self.transport.close()
+    def cut_off(self) -> None:
+        """End the connection by a reset, so that the kernel does not keep what nobody reads either."""
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def _listen(self, seconds: float) -> None:
+        self.silent_at = self._loop.time() + (min(seconds, TURNED_AWAY_SECONDS_MAX) if self._surplus else seconds)
+
+    def _wait_for_reader(self) -> None:
+        if self.unread_at == math.inf:
+            self._unread_bytes = self._transport.get_write_buffer_size()
+            self.unread_at = self._loop.time() + UNREAD_SECONDS_MAX
+
+    async def write(self, data: bytes) -> None:
+        """Write a part of a stream, and wait while the client is slow."""
+        if not self._closed:
+            self._transport.write(data)
+        if self._writing_paused and not self._closed:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    async def until_gone(self) -> None:
+        """Return when the client has closed its side, or all."""
+        if not self._closed and not self._half_closed:
+            self._gone = self._loop.create_future()
+            await self._gone
+
+
+class _Writer:
+    """Writes the parts of a streamed answer."""
+
+    def __init__(self, connection: Connection, *, chunked: bool) -> None:
+        self._write = connection.write
+        self._chunked = chunked
+        self.until_gone = connection.until_gone
+        self.size = 0
+
+    async def write(self, data: bytes) -> None:
+        """See Writer."""
+        self.size += len(data)
+        await self._write(chunk(data) if self._chunked else data)
+
+
+def _wake(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

@@ -1,4 +1,4 @@
-"""How connections are taken: the socket, how many there may be, and uvicorn as a part among parts."""
+"""How connections are taken: the socket, how many there may be, and how their serving ends."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import asyncio
 import errno
 import resource
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
 
-import uuid_utils
-import uvicorn
-
-from expediter.errors import AddressTaken, ConfigurationError, Overloaded
-from expediter.web.problems import problem_reply
-from expediter.web.server.connections import IDLE_SECONDS_MAX, TURNED_AWAY_SECONDS_MAX, BoundedProtocol, State
+from expediter.errors import AddressTaken, ConfigurationError
+from expediter.web.server.connections import Connection
+from expediter.web.server.state import State
 
 #: Connections that may wait to be taken up. The kernel may allow fewer: net.core.somaxconn.
 CONNECTIONS_WAITING_MAX = 4096
@@ -32,6 +28,8 @@ CONNECTIONS_MIN = 32
 TAKEN_PER_TURN = 8
 #: Seconds without taking up connections once nothing was left to take one up with; less if one ends before.
 TAKING_PAUSE_SECONDS = 1.0
+#: Seconds for the answers to those that the drain time was too short for.
+LAST_WORDS_SECONDS = 0.5
 
 #: Files that a process wants to be allowed to open.
 _FILES_WANTED = CONNECTIONS_MAX + TURNED_AWAY_MAX + DESCRIPTORS_RESERVED
@@ -45,13 +43,13 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Acceptor:
-    """Takes up what arrives at a listening socket; to uvicorn it is one of its `asyncio.Server`s.
+    """Takes up what arrives at a listening socket.
 
     libuv, by itself, closes every connection that it finds no file descriptor for. Here they wait in the backlog,
     and the socket is left alone meanwhile: it is readable all the time, and watching it would be a busy loop.
     """
 
-    def __init__(self, listener: socket.socket, protocol: Callable[[], BoundedProtocol], state: State) -> None:
+    def __init__(self, listener: socket.socket, protocol: Callable[[], Connection], state: State) -> None:
         """Begin. `protocol` makes a new one for each connection."""
         self._loop = asyncio.get_running_loop()
         self._listener = listener
@@ -111,66 +109,44 @@ class Acceptor:
         self._watch()
 
 
-class Server(uvicorn.Server):
-    """uvicorn, but it takes connections up as above, and signals are the service's.
+class Server:
+    """Serves what arrives at a socket until it is told to stop; then it drains."""
 
-    uvicorn would end by the signal, where a drained stop is exit 0.
-    """
+    def __init__(self, state: State) -> None:
+        """Have the connections share `state`."""
+        self._state = state
+        self._stop = asyncio.Event()
 
-    def __init__(self, app: Any, *, turn_away: Any, connections_max: int, drain_seconds: float) -> None:
-        """Serve `app`, and `turn_away` to connections beyond `connections_max`."""
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http=BoundedProtocol,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            date_header=True,
-            timeout_keep_alive=IDLE_SECONDS_MAX,
-            # Passed to asyncio as it is, which takes fractions too.
-            timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]
-        )
-        super().__init__(config)
-        self.server_state: State = State(connections_max, turn_away)
+    def stop(self) -> None:
+        """Take up no more connections, and let `serve` come to its end."""
+        self._stop.set()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take up connections."""
-
-        def protocol() -> BoundedProtocol:
-            return BoundedProtocol(self.config, self.server_state, {})
-
-        acceptors = [Acceptor(each, protocol, self.server_state) for each in sockets or ()]
-        self.servers = acceptors  # type: ignore[assignment]
-        self.started = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, and let connections know that are accepted but come to be only later."""
-        self.server_state.stopping = True
-        await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
-        yield
-
-
-async def turn_away(scope: Any, receive: Any, send: Any) -> None:
-    """Answer a request on a connection beyond the limit: 503, and when to come again.
-
-    What was sent of its body is read before: a connection that is closed over unread bytes takes the answer along.
-    """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(TURNED_AWAY_SECONDS_MAX):
-            while (await receive()).get("more_body"):
-                pass
-    request_id = uuid_utils.uuid7().hex
-    reply = problem_reply(Overloaded("There are too many connections"), request_id)
-    reply.headers += [(b"connection", b"close"), (b"x-request-id", request_id.encode())]
-    await reply.send(send)
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until `stop`, and return once all is answered or the drain time is up. Closes the `listener`."""
+        state = self._state
+        acceptor = Acceptor(listener, lambda: Connection(state), state)
+        try:
+            await self._stop.wait()
+        finally:
+            acceptor.close()
+            listener.close()
+        state.stopping = True  # connections that are accepted and come to be only later hear of it
+        for connection in list(state.connections):
+            connection.shut_down()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(state.drain_seconds):
+                await acceptor.wait_closed()
+                await state.until_empty()
+        for connection in list(state.connections):
+            if connection.task is not None:
+                connection.task.cancel()
+        for task in list(state.left):
+            task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await state.until_empty()
+        for connection in list(state.connections):
+            connection.cut_off()
 
 
 def raise_file_limit() -> int:

@@ -1,0 +1,135 @@
+"""What the connections of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from expediter.web.http import App, Call, Reply
+
+#: Bytes of answers that clients have not taken, all together, beyond what each may leave; then who is longest
+#: behind is cut off.
+UNREAD_BYTES_MAX = 64 * 1024 * 1024
+#: Seconds between two looks for connections on which something is overdue.
+LOOK_SECONDS = 0.25
+#: Seconds between two warnings of the same kind.
+WARNING_SECONDS = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Watched(Protocol):
+    """A connection, as the others know it; times are on the loop's clock."""
+
+    silent_at: float
+    unread_at: float
+    task: asyncio.Task[None] | None
+
+    def on_silence(self) -> None:
+        """Nothing came until `silent_at`."""
+
+    def on_unread(self) -> None:
+        """Perhaps nothing was taken until `unread_at`."""
+
+    def shut_down(self) -> None:
+        """End once what is under way is answered."""
+
+    def cut_off(self) -> None:
+        """End at once, by a reset."""
+
+
+class State:
+    """The connections, and who answers their calls. `stopping`: they take up no more."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        connections_max: int,
+        drain_seconds: float,
+        note: Callable[[Call, Reply, int], None] | None = None,
+    ) -> None:
+        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body."""
+        self.app = app
+        self.connections_max = connections_max
+        self.drain_seconds = drain_seconds
+        self.note = note
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Watched] = set()
+        #: What still works for clients that have gone.
+        self.left: set[asyncio.Task[None]] = set()
+        self.turned_away = 0
+        self.stopping = False
+        self.on_end: Callable[[], None] = lambda: None
+        #: Connections whose client does not read, longest first, and the bytes that each has not taken.
+        self._unread: dict[Watched, int] = {}
+        self._unread_bytes = 0
+        self._warned: dict[str, float] = {}
+        self._emptied: asyncio.Event | None = None
+        self._looking: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Watched) -> bool:
+        """Take one more; return whether it is one too many, and is only told so."""
+        self.connections.add(connection)
+        if self._looking is None:
+            self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
+        if len(self.connections) - self.turned_away <= self.connections_max:
+            return False
+        self.turned_away += 1
+        self.warn("new connections are turned away: there are too many", limit=self.connections_max)
+        return True
+
+    def remove(self, connection: Watched, *, surplus: bool) -> None:
+        """Forget one that has ended; what it asked for is still carried out."""
+        self.connections.discard(connection)
+        self.let_go(connection)
+        self.turned_away -= surplus
+        if connection.task is not None:
+            self.left.add(connection.task)
+            connection.task.add_done_callback(self.left.discard)
+        self.on_end()
+        if self._emptied is not None:
+            self._emptied.set()
+
+    async def until_empty(self) -> None:
+        """Return once there is no connection, and nothing under way for those that have gone."""
+        self._emptied = asyncio.Event()
+        while self.connections or self.left:
+            if self.connections:
+                await self._emptied.wait()
+                self._emptied.clear()
+            else:
+                await asyncio.wait(set(self.left))
+
+    def _look(self) -> None:
+        self._looking = self.loop.call_later(LOOK_SECONDS, self._look) if self.connections else None
+        now = self.loop.time()
+        for each in [each for each in self.connections if each.silent_at < now]:
+            each.on_silence()
+        for each in [each for each in self.connections if each.unread_at < now]:
+            each.on_unread()
+
+    def hold(self, connection: Watched, size: int) -> None:
+        """Count an answer that waits for its reader, and cut off who is longest behind if it is all too much."""
+        self.let_go(connection)
+        self._unread[connection] = size
+        self._unread_bytes += size
+        while self._unread_bytes > UNREAD_BYTES_MAX:
+            slowest = next(iter(self._unread))
+            self.let_go(slowest)
+            self.warn("clients that do not read their answers are cut off", limit_bytes=UNREAD_BYTES_MAX)
+            slowest.cut_off()
+
+    def let_go(self, connection: Watched) -> None:
+        """Forget an answer: it was taken, or never will be."""
+        self._unread_bytes -= self._unread.pop(connection, 0)
+
+    def warn(self, text: str, **facts: object) -> None:
+        """Log a warning, unless the same one was logged a moment ago."""
+        now = self.loop.time()
+        if now - self._warned.get(text, -WARNING_SECONDS) >= WARNING_SECONDS:
+            self._warned[text] = now
+            log.warning(text, **facts)
