@@ -32,8 +32,8 @@ WAIT_SECONDS = 1.0
 SWEEP_SECONDS = 0.5
 COMMANDS_PER_SWEEP = 200
 HELD_SECONDS = 15.0
-#: Seconds for which a command may just be waiting its turn in a queue that is not empty. No longer than a lease: the
-#: messages of a worker that has died count as waiting, too.
+#: Seconds for which a command may just be waiting its turn in a queue that is not empty. No longer than a lease:
+#: the messages of a worker that has died count as waiting, too.
 BUSY_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ class Applier:
     """Applies queued commands. Use it from one event loop."""
 
     def __init__(
-        self, broker: Broker, temporary: TemporaryOrders, settler: Settler, *, lease_seconds: float = BUSY_SECONDS
+        self, broker: Broker, temporary: TemporaryOrders, settler: Settler, lease_seconds: float = BUSY_SECONDS
     ) -> None:
         """Take from `broker`, sweep the set in `temporary`, and have `settler` carry out what there is.
 
