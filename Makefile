@@ -15,6 +15,8 @@ DEV_LOCK := .venv/.dev-lock
 PROJECT := .venv/.project
 # The baselines have an environment of their own: what they need, the service does not.
 BENCH_LOCK := .venv-bench/.lock
+BENCH_GO := bench/baselines/go/built/orders
+BENCH_NODE := bench/baselines/fastify/node_modules/.lock
 # So do the programs that make clients of the interface, and Locust. Some of them run on Node.
 CLIENTS_PYTHON := .clients/python/.lock
 CLIENTS_NODE := .clients/node/.lock
@@ -110,13 +112,23 @@ load: $(CLIENTS_PYTHON) ## Put load on a service at http://127.0.0.1:8000 for 30
 	@.clients/python/bin/locust --locustfile examples/locustfile.py --headless --only-summary \
 	    --host http://127.0.0.1:8000 --users 50 --spawn-rate 50 --run-time 30s $(ARGS)
 
+# Where Go or Node is missing, the rows that are compared with it say so, and the others are measured.
+define BASELINES
+	@$(MAKE) --no-print-directory --keep-going baselines || echo "The rows say what they go without" >&2
+endef
+
 .PHONY: bench
-bench: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure the service against its baselines (needs wrk; half an hour)
+bench: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure the service against its baselines (needs wrk; 40 minutes)
+	$(BASELINES)
 	@$(BIN)/python bench/run.py $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure intake, cached reads and the pipeline, in two minutes
+bench-quick: $(DEV_LOCK) $(PROJECT) $(BENCH_LOCK) ## Measure intake, cached reads and the pipeline, in a few minutes
+	$(BASELINES)
 	@$(BIN)/python bench/run.py --quick $(ARGS)
+
+.PHONY: baselines
+baselines: $(BENCH_GO) $(BENCH_NODE) ## Build what the service is measured against in Go and Node
 
 .PHONY: lock
 lock: ## Renew the locked requirements (needs uv and npm)
@@ -127,19 +139,22 @@ lock: ## Renew the locked requirements (needs uv and npm)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
 	@$(call LOCK,tests/payments/localstripe/requirements.in --no-annotate,tests/payments/localstripe/requirements.txt)
-	@cd tests/clients && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts
-	@cd tests/clients && node -e 'const fs = require("fs"), lock = require("./package-lock.json"); for (const each of Object.values(lock.packages)) delete each.funding; fs.writeFileSync("package-lock.json", JSON.stringify(lock, null, 2) + "\n")' --input-type=commonjs
+	@$(call LOCK_NODE,tests/clients)
+	@$(call LOCK_NODE,bench/baselines/fastify)
 	@echo hatchling | $(call LOCK,- --no-annotate --constraints requirements-dev.txt,requirements-build.txt)
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the builds; databases stay
 	rm -rf .venv .venv-bench .clients .localstripe .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(dir $(BENCH_GO)) $(dir $(BENCH_NODE))
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One lock serves every platform. Addresses stay out: where packages come from is the reader's own choice.
 LOCK = { echo '\# Locked for every platform; renew with: make lock'; \
 	    uv pip compile $(1) --universal --python-version 3.11 --upgrade --quiet --generate-hashes \
 	    --no-header --no-emit-index-url --no-emit-find-links; } >$(2).new && mv $(2).new $(2)
+
+LOCK_NODE = cd $(1) && rm -f package-lock.json && npm install --package-lock-only --ignore-scripts && node -e 'const fs = require("fs"), lock = require("./package-lock.json"); for (const each of Object.values(lock.packages)) delete each.funding; fs.writeFileSync("package-lock.json", JSON.stringify(lock, null, 2) + "\n")' --input-type=commonjs
 
 $(VENV):
 	@$(FIND_PYTHON); \
@@ -159,6 +174,17 @@ $(DEV_LOCK): requirements-dev.txt $(VENV)
 $(BENCH_LOCK): bench/requirements.txt $(VENV)
 	$(BIN)/python -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# Debian's packages have the sources of pgx; nothing is fetched.
+$(BENCH_GO): bench/baselines/go/main.go
+	@command -v go >/dev/null || { \
+	    echo "go is missing. On Debian and Ubuntu: apt-get install golang-go golang-github-jackc-pgx-v4-dev" >&2; exit 1; }
+	cd bench/baselines/go && GO111MODULE=off GOPATH=/usr/share/gocode go build -o built/orders .
+
+$(BENCH_NODE): bench/baselines/fastify/package-lock.json bench/baselines/fastify/package.json
+	@command -v npm >/dev/null || { echo "npm is missing. On Debian and Ubuntu: apt-get install npm" >&2; exit 1; }
+	cd bench/baselines/fastify && npm ci --ignore-scripts
 	@touch $@
 
 $(CLIENTS_PYTHON): tests/clients/requirements.txt $(VENV)

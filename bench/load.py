@@ -14,13 +14,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meter import Cpu, Processes
+
 HERE = Path(__file__).parent
 
 
-class Sample(NamedTuple):
-    """What one side did in each round, in its own unit (mostly requests per second)."""
+class Run(NamedTuple):
+    """What one side did in one round: how many a second, how many, and the microseconds that one of them took."""
 
-    values: list[float]
+    rate: float
+    count: int
+    cpu: Cpu | None = None
+
+
+class Sample(NamedTuple):
+    """What one side did in each round."""
+
+    runs: list[Run]
+
+    @property
+    def values(self) -> list[float]:
+        return [run.rate for run in self.runs]
 
     @property
     def median(self) -> float:
@@ -30,14 +44,31 @@ class Sample(NamedTuple):
     def spread(self) -> str:
         return f"{min(self.values):,.0f} to {max(self.values):,.0f}"
 
+    @property
+    def cpu(self) -> Cpu | None:
+        """Microseconds of processor time for each order: the median of the rounds, part by part."""
+        found = [run.cpu for run in self.runs if run.cpu is not None]
+        return Cpu(*map(statistics.median, zip(*found, strict=True))) if found else None
 
-def rounds(sides: Mapping[str, Callable[[], float]], count: int) -> dict[str, Sample]:
+
+def metered(load: Callable[[], Run], processes: Processes) -> Callable[[], Run]:
+    """Return the same load, which also tells what an order cost these processes."""
+
+    def measured() -> Run:
+        before = processes.used()
+        run = load()
+        return run._replace(cpu=processes.used().since(before).of_one(run.count))
+
+    return measured
+
+
+def rounds(sides: Mapping[str, Callable[[], Run]], count: int) -> dict[str, Sample]:
     """Measure every side in turn, `count` times: the machine's speed drifts, and all sides drift together."""
     found: dict[str, Sample] = {name: Sample([]) for name in sides}
     for number in range(count):
         # Every other round runs backwards, so that no side is always the one after the same other.
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            found[name].values.append(sides[name]())
+            found[name].runs.append(sides[name]())
     return found
 
 
@@ -46,8 +77,13 @@ def ratio(one: Sample, other: Sample) -> float:
     return statistics.median(a / b for a, b in zip(one.values, other.values, strict=True))
 
 
-def wrk(url: str, connections: int, seconds: int, script: str | None = None, **environment: str) -> float:
-    """Return answers per second over keep-alive connections; any answer but 2xx ends the run."""
+def wrk(
+    url: str, connections: int, seconds: int, script: str | None = None, *, tries: int = 3, **environment: str
+) -> Run:
+    """Return the answers over keep-alive connections; any answer but 2xx ends the run.
+
+    A round in which nothing at all was answered is measured again, and that is said: the machine stood still.
+    """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
     command += ["-s", str(HERE / "wrk" / script)] if script else []
     run = subprocess.run(
@@ -55,9 +91,14 @@ def wrk(url: str, connections: int, seconds: int, script: str | None = None, **e
     )
     if "Non-2xx" in run.stdout or "Socket errors" in run.stdout:
         raise SystemExit(f"the load on {url} met errors:\n{run.stdout}")
-    found = re.search(r"Requests/sec:\s+([\d.]+)", run.stdout)
-    assert found is not None, run.stdout
-    return float(found[1])
+    rate, count = (re.search(words, run.stdout) for words in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in"))
+    assert rate is not None and count is not None, run.stdout
+    if not int(count[1]):
+        if tries == 1:
+            raise SystemExit(f"the load on {url} was not answered:\n{run.stdout}")
+        print(f"nothing was answered within {seconds} s; once more: {url}", file=sys.stderr)
+        return wrk(url, connections, seconds, script, tries=tries - 1, **environment)
+    return Run(float(rate[1]), int(count[1]))
 
 
 class Latency(NamedTuple):
@@ -65,6 +106,7 @@ class Latency(NamedTuple):
 
     p50: float
     p99: float
+    p999: float
     worst: float
     sent: int
     errors: int

@@ -73,7 +73,7 @@ class Client:
         self._done = asyncio.Event()
 
     async def run(self, connections: int) -> list[float]:
-        """Return p50, p99 and the worst in milliseconds, how many were sent, and how many failed."""
+        """Return p50, p99, p99.9 and the worst in milliseconds, how many were sent, and how many failed."""
         loop = asyncio.get_running_loop()
         for _ in range(connections):
             _, connection = await loop.create_connection(lambda: Connection(self), *self._address)
@@ -92,7 +92,7 @@ class Client:
         async with asyncio.timeout(60):
             await self._done.wait()
         ordered = sorted(self._seconds)
-        at = [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99)]
+        at = [ordered[int(len(ordered) * share)] * 1000 for share in (0.5, 0.99, 0.999)]
         return [*at, ordered[-1] * 1000, self._count, self._errors]
 
     def answered(self, connection: Connection, due: float, status: bytes) -> None:

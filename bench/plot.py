@@ -18,12 +18,12 @@ from matplotlib import pyplot as plot  # noqa: E402
 
 def main() -> None:
     path = Path(sys.argv[1])
-    lines = json.loads(path.read_text())
+    lines = [line for line in json.loads(path.read_text()) if line["holds"] is not None]
     # One is the target; how far a figure is beyond it is the same to the right wherever smaller is better.
     names, reached = [], []
     for line in lines:
-        smaller = line["baseline"] is None or line["row"] == 10
-        share = line["target"] / max(line["ratio"], 0.01) if smaller else line["ratio"] / line["target"]
+        larger = line["bound"] == "≥"
+        share = line["ratio"] / line["target"] if larger else line["target"] / max(line["ratio"], 0.01)
         names.append(f"{line['row']}  {line['name']}" + (f" / {line['baseline']}" if line["baseline"] else ""))
         reached.append(min(share, 10.0))
     figure, axes = plot.subplots(figsize=(11, 0.32 * len(lines) + 1.2))

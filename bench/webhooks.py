@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from load import Sample, ask, rounds, until, wrk
+from load import Run, Sample, ask, metered, rounds, until, wrk
+from meter import Processes
 from programs import HERE, Site
 
 from serving import Serving
@@ -46,7 +46,7 @@ def behind(endpoint: str) -> int:
 def deliveries(site: Site, orders: int, pairs: int) -> Sample:
     """Return the events that one process delivers in a second, on PostgreSQL, once for each pair."""
     database = site.postgresql()
-    values = []
+    runs = []
     with (
         site.service("--no-workers", database=database) as service,
         receiver() as url,
@@ -62,29 +62,35 @@ def deliveries(site: Site, orders: int, pairs: int) -> Sample:
             until(lambda endpoint=endpoint, events=events: behind(endpoint) < events)  # type: ignore[misc]
             started, left = time.perf_counter(), behind(endpoint)
             until(lambda endpoint=endpoint: behind(endpoint) == 0)  # type: ignore[misc]
-            values.append(left / (time.perf_counter() - started))
-    return Sample(values)
+            runs.append(Run(left / (time.perf_counter() - started), left))
+    return Sample(runs)
 
 
 def intake_beside(site: Site, seconds: int, pairs: int) -> tuple[Sample, Sample]:
     """Return orders per second with an endpoint subscribed, and without one, on PostgreSQL in pairs."""
-    sides: dict[str, Any] = {}
     addresses = {name: site.postgresql() for name in ("with", "without")}
     with (
         receiver() as url,
         site.service("--no-workers", database=addresses["with"], **ONLY_TAKEN_IN) as one,
         site.service("--no-workers", database=addresses["without"], **ONLY_TAKEN_IN) as other,
-        site.worker(DATABASE_URL=addresses["with"], **ONLY_TAKEN_IN),
-        site.worker(DATABASE_URL=addresses["without"], **ONLY_TAKEN_IN),
+        site.worker(DATABASE_URL=addresses["with"], **ONLY_TAKEN_IN) as delivering,
+        site.worker(DATABASE_URL=addresses["without"], **ONLY_TAKEN_IN) as idle,
     ):
         endpoint = subscribe(one, url, "now")
 
-        def subscribed() -> float:
+        def subscribed() -> Run:
             found = wrk(one.url + ORDERS, 64, seconds, "order.lua")
             until(lambda: behind(endpoint) == 0)  # the other side is to have the machine to itself
             return found
 
-        sides = {"with": subscribed, "without": lambda: wrk(other.url + ORDERS, 64, seconds, "order.lua")}
+        def alone() -> Run:
+            return wrk(other.url + ORDERS, 64, seconds, "order.lua")
+
+        database = site.database_pid
+        sides = {
+            "with": metered(subscribed, Processes(one.process.pid, delivering.process.pid, database)),
+            "without": metered(alone, Processes(other.process.pid, idle.process.pid, database)),
+        }
         for side in sides.values():
             side()
         found = rounds(sides, pairs)

@@ -141,19 +141,18 @@ def test_the_development_lock_holds_the_other_two() -> None:
             assert development[name].hashes == entry.hashes
 
 
-def test_the_lock_of_npm_pins_and_hashes_everything_and_names_no_place() -> None:
+@pytest.mark.parametrize("folder", ["tests/clients", "bench/baselines/fastify"])
+def test_the_lock_of_npm_pins_and_hashes_everything_and_names_no_place(folder: str) -> None:
     """Every package has one exact version and its hash, and no address to get it from."""
-    asked = json.loads(read("tests/clients/package.json"))["dependencies"]
-    packages = json.loads(read("tests/clients/package-lock.json"))["packages"]
+    asked = json.loads(read(f"{folder}/package.json"))["dependencies"]
+    packages = json.loads(read(f"{folder}/package-lock.json"))["packages"]
     assert packages.pop("")["dependencies"] == asked
     assert {name: packages[f"node_modules/{name}"]["version"] for name in asked} == asked
     for name, package in packages.items():
         assert re.fullmatch(r"sha(256|512)-[\w+/=]+", package["integrity"]), name
         assert "resolved" not in package, name
-    assert "://" not in read("tests/clients/package-lock.json"), (
-        "an address of any kind: make lock leaves them out"
-    )
-    assert "omit-lockfile-registry-resolved=true" in read("tests/clients/.npmrc").splitlines()
+    assert "://" not in read(f"{folder}/package-lock.json"), "an address of any kind: make lock leaves them out"
+    assert "omit-lockfile-registry-resolved=true" in read(f"{folder}/.npmrc").splitlines()
 
 
 def test_the_readme_shows_how_to_run_and_test() -> None:

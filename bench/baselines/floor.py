@@ -17,52 +17,48 @@ from itertools import islice
 from typing import Any
 
 import asyncpg
+import msgspec
 
+from expediter.orders.commands import PlaceOrder
+from expediter.orders.decisions import decide
+from expediter.orders.order import Line, Stages, Status
 from expediter.store.migrations import upgrade
+from expediter.store.rows import JOBS, STATUS_COUNTERS, job_row, line_row, order_row
 
 BATCH_ORDERS = 100
+LINES = (Line(1, "item_001", "Burger", 2, 1299), Line(2, "item_002", "Fries", 1, 349))
+#: What each order adds one to, and the slot of a process that adds.
+COUNTERS = ((STATUS_COUNTERS[Status.PENDING], 63), (JOBS, 63))
+_to_json = msgspec.json.Encoder().encode
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
 def rows_of(numbers: Sequence[int], now: int) -> Rows:
-    """Return the rows of these orders by table, as the service writes them for a new order of two lines."""
+    """Return the rows of new orders of two lines by table: what the core decides, as the service writes it."""
     made: Rows = {"order_lines": [], "orders": [], "jobs": [], "events": []}
     for number in numbers:
         order_id = f"FLOOR-{now}-{number:08}"
-        made["order_lines"] += [
-            (order_id, 1, "item_001", 0, "Burger", 2, 1299),
-            (order_id, 2, "item_002", 0, "Fries", 1, 349),
-        ]
-        made["orders"].append(
-            (
-                order_id,
-                "pending",
-                "pending",
-                "payment,fulfilment",
-                "customer_123",
-                0,
-                None,
-                "USD",
-                2947,
-                1,
-                "{}",
-                None,
-                1,
-                now,
-                now,
-                None,
-                None,
-                None,
-                0,
-                0,
-                0,
-                None,
-                None,
-            )
+        place = PlaceOrder(
+            order_id=order_id,
+            fresh=True,
+            customer_id="customer_123",
+            customer_name=None,
+            currency="USD",
+            total_minor=2947,
+            priced=True,
+            lines=LINES,
+            metadata="{}",
+            payment_token=None,
+            stages=Stages.PAYMENT_FULFILMENT,
         )
-        made["jobs"].append((order_id, "charge", now, now, None, 1 << 20, 0, 0, None))
-        data = '{"customer_id":"customer_123","currency":"USD","total_minor":2947}'
-        made["events"].append((number, order_id, 1, now, "order.placed", data))
+        decision = decide(None, None, place, now)
+        assert decision.order is not None and decision.job is not None
+        made["order_lines"] += [line_row(order_id, line) for line in LINES]
+        made["orders"].append(order_row(decision.order))
+        made["jobs"].append(job_row(order_id, decision.job))
+        (event,) = decision.events
+        data = _to_json(event.data).decode()
+        made["events"].append((number, order_id, event.number, event.at, event.type, data))
     return made
 
 
@@ -86,10 +82,11 @@ def on_sqlite(path: str, count: int) -> float:
         raw.execute("BEGIN IMMEDIATE")
         for table, rows in batch.items():
             raw.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
-        raw.execute(
-            "INSERT INTO counters VALUES ('status:pending', 63, ?) ON CONFLICT DO UPDATE SET value = value + ?",
-            (BATCH_ORDERS, BATCH_ORDERS),
-        )
+        for counter in COUNTERS:
+            raw.execute(
+                "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                (*counter, len(batch["orders"])),
+            )
         raw.execute("UPDATE feed SET position = position + ?", (len(batch["events"]),))
         raw.execute("COMMIT")
     return count / (time.perf_counter() - started)
@@ -103,11 +100,13 @@ async def on_postgresql(address: str, count: int) -> float:
         async with raw.transaction():
             for table, rows in batch.items():
                 await raw.copy_records_to_table(table, records=rows)
-            await raw.execute(
-                "INSERT INTO counters VALUES ('status:pending', 63, $1)"
-                " ON CONFLICT (name, slot) DO UPDATE SET value = counters.value + $1",
-                BATCH_ORDERS,
-            )
+            for counter in COUNTERS:
+                await raw.execute(
+                    "INSERT INTO counters VALUES ($1, $2, $3)"
+                    " ON CONFLICT (name, slot) DO UPDATE SET value = counters.value + excluded.value",
+                    *counter,
+                    len(batch["orders"]),
+                )
             await raw.execute(
                 "SELECT setval('feed_position', last_value + $1) FROM feed_position", len(batch["events"])
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from auditing import assert_verified, rows
+from auditing import assert_verified, rows, wait_until
+from expediter.queued.applier import BUSY_SECONDS
 from queueing import BURGER, STREAM, Doors, new_id, order
 from servers import RedisServer
 from serving import PATIENCE_SECONDS, environment
@@ -148,3 +151,22 @@ def test_changes_of_one_order_are_bounded(own: Doors) -> None:
     assert answers == [202] * 100 + [503]
     own.drain()
     own.until(order_id, "cancelled")
+
+
+def test_what_a_dead_worker_took_along_waits_for_its_lease(own: Doors) -> None:
+    """Redis gives a dead worker's message to others after a minute; its command is settled after LEASE_SECONDS."""
+    with own.worker() as heir:
+        heir.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: own.redis.info("clients")["blocked_clients"] == 0)  # nothing is handed to it
+            with own.worker(EXPEDITER_TEST_POINTS="applied:kill:1") as doomed:
+                began = time.monotonic()
+                order_id = own.placed()
+                wait_until(lambda: doomed.process.poll() is not None)
+        finally:
+            heir.process.send_signal(signal.SIGCONT)
+        assert own.temporary(order_id)["state"] == "pending"
+        own.until(order_id, "completed")
+        assert time.monotonic() - began < BUSY_SECONDS
+        assert own.taken()  # the message itself is still the dead worker's
+        own.let_a_minute_pass()

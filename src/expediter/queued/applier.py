@@ -32,7 +32,8 @@ WAIT_SECONDS = 1.0
 SWEEP_SECONDS = 0.5
 COMMANDS_PER_SWEEP = 200
 HELD_SECONDS = 15.0
-#: Seconds for which a command may just be waiting its turn in a queue that is not empty.
+#: Seconds for which a command may just be waiting its turn in a queue that is not empty. No longer than a lease:
+#: the messages of a worker that has died count as waiting, too.
 BUSY_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -41,8 +42,14 @@ log = structlog.get_logger(__name__)
 class Applier:
     """Applies queued commands. Use it from one event loop."""
 
-    def __init__(self, broker: Broker, temporary: TemporaryOrders, settler: Settler) -> None:
-        """Take from `broker`, sweep the set in `temporary`, and have `settler` carry out what there is."""
+    def __init__(
+        self, broker: Broker, temporary: TemporaryOrders, settler: Settler, lease_seconds: float = BUSY_SECONDS
+    ) -> None:
+        """Take from `broker`, sweep the set in `temporary`, and have `settler` carry out what there is.
+
+        What a worker that has died took along waits for `lease_seconds`, and for BUSY_SECONDS at most.
+        """
+        self._busy_seconds = min(BUSY_SECONDS, lease_seconds)
         self._broker = broker
         self._temporary = temporary
         self._settler = settler
@@ -117,7 +124,7 @@ class Applier:
             with suppress(RedisUnavailable):
                 found = await self._temporary.overdue(limit=COMMANDS_PER_SWEEP, for_seconds=HELD_SECONDS)
             if commands := [command for packed in found for command in _readable(packed)]:
-                old = (time.time() - (BUSY_SECONDS if await self._busy() else 0)) * MICROSECONDS
+                old = (time.time() - (self._busy_seconds if await self._busy() else 0)) * MICROSECONDS
                 due = [command for command in commands if command.left or command.accepted_at <= old]
                 await self._settler.carry_out(due, again=True)
             if len(found) < COMMANDS_PER_SWEEP:

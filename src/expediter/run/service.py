@@ -203,7 +203,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
             taking=settings.intake is Intake.QUEUED,
         )
         if working:
-            applier = Applier(broker, temporary, Settler(committer, temporary, broker))
+            applier = Applier(broker, temporary, Settler(committer, temporary, broker), settings.lease_seconds)
     queries = Queries(database, cache, accepted)
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
