@@ -141,9 +141,10 @@ class Doors:
     def drain(self) -> None:
         """Let a worker apply and finish everything that was queued up to now."""
         self.placed()  # the last one: when it is settled, so is what came before
-        with self.worker():
+        with self.worker() as worker:
             self.until_settled()
             wait_until(lambda: rows(self.folder, "SELECT count(*) FROM jobs WHERE dead_at IS NULL") == [(0,)])
+            worker.stop()  # what it has settled is acknowledged, too: the broker keeps none of it
 
     @contextmanager
     def busy_worker(self) -> Iterator[None]:
