@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from expediter.run.service import Service
 
 app = typer.Typer()
-
-#: How much nicer a working process is than the one that started it: so a busy machine goes on taking orders.
-NICENESS = 5
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on (HOST).")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on (PORT); 0 picks a free one.")]
@@ -107,8 +103,6 @@ def work(
     """Work off orders, without taking any; for use beside `serve --no-workers`."""
     from expediter.run import serving
 
-    # Where processes share a machine, taking orders comes before working them off.
-    os.nice(NICENESS)
     lifeline = _lifeline(lifeline_fd)
     settings = settings_of(worker_concurrency=concurrency, worker_count=None if concurrency is None else 1)
 
