@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult
 
-import aiohttp
 import uuid_utils
 
 from expediter.errors import ConfigurationError, reason
+
+# The client is imported where it is used: a service that calls nobody starts in less time and memory.
+if TYPE_CHECKING:
+    import aiohttp
 
 #: Bytes of an answer, at most: a longer one is not read on, and nobody knows what it would have said.
 ANSWER_BYTES_MAX = 64 * 1024
@@ -44,6 +47,8 @@ class Caller:
         self, setting: str, address: SplitResult, token: str | None, *, answer_bytes_max: int = ANSWER_BYTES_MAX
     ) -> None:
         """Nothing is opened yet. Raises ConfigurationError, by the name of the setting and without any secret."""
+        import aiohttp  # noqa: F401 - now, and not in the midst of the first call
+
         if not address.hostname:
             raise ConfigurationError(f"{setting} has no host: write an address like https://host.example/path")
         if address.username or address.password or address.query or address.fragment:
@@ -81,6 +86,8 @@ class Caller:
         query: Mapping[str, str] | None = None,
     ) -> Called:
         """Send a request that somebody else has put together. Raises NotSent, NoAnswer."""
+        import aiohttp
+
         try:
             async with self._open().request(
                 method, url, params=query, data=body, headers=headers, allow_redirects=False
@@ -97,6 +104,8 @@ class Caller:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),

@@ -7,12 +7,14 @@ import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
-
-import aiohttp
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from expediter.backends.addresses import Destination, may_lead_to
 from expediter.errors import reason
+
+# The client is imported where it is used: a service without webhooks starts in less time and memory.
+if TYPE_CHECKING:
+    import aiohttp
 
 #: Bytes of an answer that are read; what follows is not.
 ANSWER_BYTES_MAX = 64 * 1024
@@ -51,6 +53,8 @@ class Outside:
 
     async def post(self, to: Destination, body: bytes, headers: Mapping[str, str]) -> Answered:
         """Send `body`; return what was answered. Raises NotAnswered with the reason."""
+        import aiohttp
+
         try:
             async with self._session(to.local).post(
                 to.url, data=body, headers=headers, allow_redirects=False
@@ -67,6 +71,8 @@ class Outside:
             await session.close()
 
     def _session(self, local: bool) -> aiohttp.ClientSession:
+        import aiohttp
+
         if local not in self._sessions:
 
             def connect(found: Any) -> socket.socket:

@@ -7,15 +7,14 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-
 from expediter.errors import ConfigurationError, Unavailable, reason
+
+# The client is imported where it is used: a service without Redis starts in less time and memory.
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 
 class RedisUnavailable(Unavailable):
@@ -38,6 +37,8 @@ class Run:
 
     async def on_connect(self, connection: Any) -> None:
         """Set up a connection, and look whom it reached."""
+        from redis.exceptions import ResponseError
+
         await connection.on_connect()
         try:
             await connection.send_command("INFO", "server")
@@ -142,6 +143,10 @@ def connect(
 
     Raises ConfigurationError that names `setting`.
     """
+    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
     try:
         urlsplit(url).port  # noqa: B018
     except ValueError:
@@ -197,6 +202,8 @@ async def unlink_all(client: Redis, *patterns: str) -> None:
 @asynccontextmanager
 async def deadline(seconds: float) -> AsyncIterator[None]:
     """Bound what is inside by `seconds`. Raises RedisUnavailable, also for every error of the client's."""
+    from redis.exceptions import RedisError
+
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit:
