@@ -23,6 +23,7 @@ from expediter.store.lookups import HistoryRow
 from expediter.store.rows import count_of
 from expediter.store.submissions import Applied, PageQuery
 from expediter.store.watching import Watch
+from expediter.store.worded import Worded
 
 #: Bytes of the documents of one page, at most; the next page goes on from there.
 PAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -94,6 +95,7 @@ class Queries:
         self._watch = Watch(database, accepted.pending)
         #: Every change of every order, for readers who follow them all.
         self.feed = Feed(database)
+        self._worded = Worded()
         self._stopping = False
 
     async def waiting(self, order_ids: Sequence[str]) -> set[str]:
@@ -184,7 +186,7 @@ class Queries:
                 total = await lookups.count(connection, query)
             else:
                 total = _total(await lookups.counters(connection), query.status)
-            documents = await _documents(connection, orders[: query.limit])
+            documents = await _documents(connection, orders[: query.limit], self._worded)
             more = len(orders) > len(documents)
             last = orders[len(documents) - 1] if more else None
             return Page(documents, total, (last.created_at, last.order_id) if last else None)
@@ -262,18 +264,25 @@ class Queries:
         return await self._database.read(work)
 
 
-async def _documents(connection: Connection, orders: Sequence[Order | OrderUnreadable]) -> list[msgspec.Raw]:
+async def _documents(
+    connection: Connection, orders: Sequence[Order | OrderUnreadable], worded: Worded
+) -> list[msgspec.Raw]:
     """Return the documents of these orders, up to PAGE_BYTES_MAX but always one; an unreadable one says so."""
     documents: list[msgspec.Raw] = []
     size = 0
     for start in range(0, len(orders), ORDERS_PER_LOOK):
         part = orders[start : start + ORDERS_PER_LOOK]
-        lines = await lookups.lines_of(connection, [order.order_id for order in part])
+        known = worded.find([order for order in part if isinstance(order, Order)])
+        unknown = [order.order_id for order in part if order.order_id not in known]
+        lines = await lookups.lines_of(connection, unknown) if unknown else {}
         for order in part:
             if isinstance(order, OrderUnreadable):
                 document = _to_json({"order_id": order.order_id, "error": str(order)})
+            elif order.order_id in known:
+                document = known[order.order_id]
             else:
                 document = order_document(order, lines[order.order_id])
+                worded.keep(order, document)
             size += len(document)
             if documents and size > PAGE_BYTES_MAX:
                 return documents
