@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncmy
@@ -327,4 +327,7 @@ class MysqlDatabase(ServerDatabase):
         """See Database."""
         if self._pool is not None:
             self._pool.close()
-            await self._pool.wait_closed()
+            # A connection that was never given back must not keep the process from its end.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                    await self._pool.wait_closed()
