@@ -167,4 +167,4 @@ def at(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "sqlite":
         return Place(f"sqlite:///{tmp_path}/orders.db")
     server: Server = request.getfixturevalue(request.param)
-    return Place(server.new_database(), server)
+    return Place(server.made_database(), server)
