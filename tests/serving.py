@@ -55,7 +55,7 @@ def _made() -> bytes:
 
 
 def make_database(folder: Path, settings: dict[str, str]) -> None:
-    """Put a made database into a new folder: a start there costs less, and first starts have tests of their own."""
+    """Put a made database into a new folder: a start there costs less. First starts have tests of their own."""
     path = folder / "orders.db"
     if "DATABASE_URL" not in settings and folder.is_dir() and not path.exists():
         with suppress(OSError):

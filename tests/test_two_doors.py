@@ -31,6 +31,27 @@ def redis_cli(server: RedisServer, database: str, *words: str) -> str:
     return run.stdout.strip()
 
 
+def test_what_one_read_has_shown_no_other_read_hides(folder: Path) -> None:
+    """A change is stored, and the process that stored it is slow to notice: its cache shows nothing older."""
+    slow = {"EXPEDITER_TEST_POINTS": "visible:pause:1:500"}
+    with (
+        Serving(folder, "--no-workers", **slow) as writer,
+        Serving(folder, "--no-workers") as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        body = {"order_id": "A1", "user_id": 1, "items": [{"name": "Pen", "quantity": 1}]}
+        assert writer.client.post("/orders", json=body).is_success
+        assert writer.client.get("/orders/A1").json()["status"] == "pending"
+        assert writer.client.get("/orders").json()["orders"][0]["status"] == "pending"
+        with httpx2.Client(base_url=writer.url, timeout=30) as client:
+            changed = pool.submit(client.patch, "/orders/A1/status", json={"status": "processing"})
+            wait_until(lambda: other.client.get("/orders/A1").json()["status"] == "processing")
+            assert writer.client.get("/orders/A1").json()["status"] == "processing"
+            assert writer.client.get("/orders").json()["orders"][0]["status"] == "processing"
+            assert not changed.done(), "the writer has noticed too soon: this shows nothing"
+            assert changed.result().is_success
+
+
 def test_what_is_written_at_one_door_is_read_at_the_other(
     folder: Path, at: Place, redis_server: RedisServer
 ) -> None:

@@ -234,6 +234,27 @@ async def test_every_write_retires_the_lists(cache: Cache, store: Store) -> None
     assert store.loads == 2
 
 
+async def test_between_a_commit_and_its_telling_nobody_is_shown_what_was_before(store: Store) -> None:
+    """What others can read already is not hidden by what is kept; until then it is answered from memory."""
+    cache = memory(store)
+    await cache.order("A1", store.load)
+    await cache.order("A2", store.load)
+    await cache.page("50:0", store.load_page)
+    await expect(cache, 0, 1, [("A1", 2)])
+    assert cache.known("A1") is not None
+    assert await cache.page("50:0", store.load_page) == b"page 1"
+    assert store.loads == 3
+    store.version, store.position = 2, 1
+    assert cache.known("A1") is None
+    found = await cache.order("A1", store.load)
+    assert found is not None and found.version == 2
+    assert await cache.page("50:0", store.load_page) == b"page 2"
+    assert cache.known("A2") is not None
+    await cache.retire([("A1", 2)])
+    assert (await cache.order("A1", store.load)) is not None
+    assert cache.known("A1") is not None
+
+
 async def test_memory_is_bounded(store: Store) -> None:
     """Beyond its limit the cache drops the entry that was used least recently."""
     cache = memory(store)

@@ -23,6 +23,7 @@ NAMES = (
     "loaded",  # its row and job were read and are locked
     "decided",  # what becomes of it is known and not written
     "announced",  # the cache was told, nothing is written
+    "visible",  # others can read it, this process has not heard of it; on SQLite, in the writer's thread
     "committed",  # it is stored, nobody was told
     "told",  # whoever asked was answered
     "claimed",  # a worker holds it, and the intent is stored

@@ -20,7 +20,8 @@ class MemoryCache(Cache):
 
     It stays right beside other processes on the same database: before each use it compares the position of the
     newest event with the newest commit of its own; if somebody else has written, everything in it is dropped
-    (docs/decisions/005-memory-cache.md).
+    (docs/decisions/005-memory-cache.md). The same position tells when a commit of its own can be seen, which is a
+    moment before this process has heard of it: what that commit changes is read from the store until then.
     """
 
     name = "memory"
@@ -39,19 +40,32 @@ class MemoryCache(Cache):
         self._bytes = 0
         self._loading: dict[str, asyncio.Future[Entry | None]] = {}
         self._loading_pages: dict[str, asyncio.Future[tuple[bytes, bool]]] = {}
+        #: What the commit under way changes, and the position from which on others can see it; 0: there is none.
+        self._changing: frozenset[str] = frozenset()
+        self._visible_from = 0
+        #: At the last look: it can be seen, and `retire` has not been called for it.
+        self._ahead = False
         self._hits = 0
         self._misses = 0
+
+    async def expect_changes(self, changed: Sequence[tuple[str, int]]) -> bool:
+        """See Cache."""
+        self._changing = frozenset(order_id for order_id, _ in changed)
+        return True
 
     def expect_commit(self, before: int, after: int) -> None:
         """See Cache. Called in the writer's thread, before the commit makes the position visible."""
         if before > self._position:
             self._trusted = False  # somebody else has written since the last look
         self._position = after
+        self._visible_from = after if after > before else 0
 
     def forget_commit(self, *, final: bool) -> None:
         """See Cache. The expected position was never reached, or nobody knows: others may reach it now."""
         self._position = 0
         self._trusted = False
+        if final:
+            self._visible_from = 0
 
     async def retire(self, orders: Sequence[tuple[str, int]]) -> bool:
         """See Cache."""
@@ -62,6 +76,7 @@ class MemoryCache(Cache):
                 self._store(order_id, Entry(version, None))
             else:
                 self._drop(order_id)
+        self._visible_from = 0
         return True
 
     def known(self, order_id: str) -> Entry | None:
@@ -69,6 +84,8 @@ class MemoryCache(Cache):
         self._notice_others()
         known = self._entries.get(order_id)
         if known is None or known[1].body is None or known[0] <= time.monotonic():
+            return None
+        if self._ahead and order_id in self._changing:
             return None
         self._hits += 1
         self._entries.move_to_end(order_id)
@@ -80,8 +97,8 @@ class MemoryCache(Cache):
             return entry
         known = self._entries.get(order_id)
         self._misses += 1
-        if known is not None and known[1].body is None:
-            # A load that began before the newest version was committed still runs: it is not for this reader.
+        if (known is not None and known[1].body is None) or (self._ahead and order_id in self._changing):
+            # A load that began before the newest version was committed may still run: it is not for this reader.
             return await load()
         loading = self._loading.get(order_id)
         if loading is None:
@@ -107,6 +124,9 @@ class MemoryCache(Cache):
     async def page(self, key: str, load: LoadPage) -> bytes:
         """See Cache."""
         self._notice_others()
+        if self._ahead:
+            self._misses += 1
+            return (await load())[0]
         key = f"{self._list_version}:{key}"
         known = self._pages.get(key)
         if known is not None and known[0] > time.monotonic():
@@ -160,6 +180,7 @@ class MemoryCache(Cache):
 
     def _notice_others(self) -> None:
         position = self._position_now()
+        self._ahead = 0 < self._visible_from <= position
         if position > self._position or not self._trusted:
             self._trusted = True
             self._position = max(position, self._position)

@@ -28,6 +28,7 @@ from sqlalchemy.sql import Executable
 
 from expediter.backends.databases import Collision, Row, T
 from expediter.backends.databases.statements import Compiler
+from expediter.backends.points import reach
 from expediter.errors import (
     CommitUncertain,
     ConfigurationError,
@@ -252,6 +253,7 @@ class SqliteDatabase:
                     raw.rollback()
                     raise
                 self._commit(raw)
+                reach("visible")
                 if turn >= 0 and raw.total_changes > changes:
                     self._log.fold(raw)
             finally:
