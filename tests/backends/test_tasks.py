@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
@@ -111,3 +112,23 @@ async def test_a_reading_within_a_time() -> None:
     assert await within(read(DatabaseUnavailable("away")), 30) is None
     with pytest.raises(KeyError):
         await within(read(KeyError("a bug")), 30)
+
+
+async def test_a_cancellation_that_is_lost_does_not_keep_a_stop_from_its_end() -> None:
+    """A library in the work took the cancellation for its own: the work goes on, and is cancelled again."""
+    went_on = False
+
+    async def work() -> None:
+        nonlocal went_on
+        with suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        went_on = True
+        await asyncio.get_running_loop().create_future()
+
+    background = Background("test work", work)
+    background.start()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await background.stop(grace_seconds=0)
+    assert went_on
+    assert not background.running

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import structlog
 
@@ -14,6 +14,8 @@ from expediter.errors import Unavailable
 AGAIN_SECONDS_MIN, AGAIN_SECONDS_MAX = 0.1, 30.0
 #: Seconds after which work counts as well, and its next pause is the short one again.
 WELL_SECONDS = 10.0
+#: Seconds after which a task that was cancelled and goes on is cancelled again.
+CANCEL_AGAIN_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -87,9 +89,7 @@ class Background:
         if self._task is None:
             return
         await asyncio.wait([self._task], timeout=grace_seconds)
-        if not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_tasks([self._task])
 
     async def rest(self, seconds: float) -> None:
         """Wait so long, or until told to stop."""
@@ -114,6 +114,19 @@ class Background:
             await self.rest(pause)
             if self.stopping:
                 return
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until each has ended.
+
+    More than once, if need be: `asyncio.wait_for`, which database drivers use, loses a cancellation that comes in
+    the moment in which what it waits for is there (Python 3.11; https://github.com/python/cpython/issues/86296).
+    """
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_SECONDS)
 
 
 async def within(reading: Awaitable[T], seconds: float) -> T | None:

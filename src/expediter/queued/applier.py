@@ -16,7 +16,7 @@ import structlog
 
 from expediter.backends.brokers import Broker, Delivery, Topic
 from expediter.backends.redis_client import RedisUnavailable
-from expediter.backends.tasks import Background, Pauses
+from expediter.backends.tasks import Background, Pauses, end_tasks
 from expediter.errors import BrokerUnavailable
 from expediter.orders.order import MICROSECONDS
 from expediter.queued.message import QueuedCommand, unpack
@@ -73,10 +73,7 @@ class Applier:
         await asyncio.gather(self.background.stop(drain_seconds), self.sweep.stop(drain_seconds))
         if self._rounds:
             await asyncio.wait(self._rounds, timeout=max(0.0, until - asyncio.get_running_loop().time()))
-        if self._rounds:
-            for task in self._rounds:
-                task.cancel()
-            await asyncio.wait(self._rounds)
+        await end_tasks(self._rounds)
 
     async def _run(self) -> None:
         pauses = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)

@@ -25,7 +25,7 @@ from aio_pika.exceptions import (
 )
 
 from expediter.backends.brokers import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, Topic
-from expediter.backends.tasks import Pauses
+from expediter.backends.tasks import Pauses, end_tasks
 from expediter.errors import BrokerUnavailable, reason
 
 #: Seconds that connecting and declaring may take.
@@ -194,8 +194,7 @@ class Link:
     async def close(self) -> None:
         """End the attempt under way and close the connection; RabbitMQ takes back what is unacknowledged."""
         if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
+            await end_tasks([self._opening])
         self.drop()
         if self._closing:
             await asyncio.wait(self._closing)

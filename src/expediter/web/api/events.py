@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 
+from expediter.backends.tasks import end_tasks
 from expediter.errors import ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.documents import EventData, event_document
 from expediter.orders.events import EVENT_TYPES, types_named
@@ -152,9 +152,7 @@ class _Stream(Streamed):
             pass  # the client connects again, and hears why
         finally:
             self._context.streams -= 1
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            await end_tasks([listening])
 
     async def _turn(self, writer: Writer, listening: asyncio.Task[None]) -> None:
         page = await self._context.queries.feed.read(self._after, self._types, EVENTS_PER_TURN)

@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from expediter.backends.tasks import Background
+from expediter.backends.tasks import Background, end_tasks
 from expediter.errors import Unavailable
 from expediter.store.reading import LEASE_SECONDS, Taken
 from expediter.work.webhooks.reader import Reader, Tools
@@ -54,10 +54,7 @@ class Delivering:
             reader.stop_soon(min(grace_seconds, GIVE_BACK_SECONDS_MAX))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_seconds + GIVE_BACK_SECONDS_MAX)
-        for task in self._tasks:
-            task.cancel()  # its endpoint is taken over when the lease ends
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)  # their endpoints are taken over when the lease ends
 
     def look_now(self) -> None:
         """See at once which endpoints were made or changed."""

@@ -12,7 +12,6 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,7 @@ import structlog
 from msgspec.structs import replace
 
 from expediter.backends.batching import Gatherer
+from expediter.backends.tasks import end_tasks
 from expediter.errors import Unavailable
 from expediter.orders.events import EVENT_TYPES, types_named
 from expediter.orders.notices import Known
@@ -422,10 +422,7 @@ class Reader:
         try:
             await asyncio.wait(waits, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waits:
-                each.cancel()
-                with suppress(asyncio.CancelledError):
-                    await each
+            await end_tasks(waits)
 
     async def _until_read(self) -> None:
         await asyncio.sleep(max(0.0, self._read_from - self._loop.time()))
@@ -439,9 +436,6 @@ class Reader:
         self._closing = True
         if self._tasks and not self._lost:
             await asyncio.wait(self._tasks, timeout=self._grace)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)
         if not self._lost:
             await self._store(release=True)
