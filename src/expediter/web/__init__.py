@@ -13,7 +13,7 @@ import msgspec
 
 from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
-from expediter.web.api import admin, batch, events, ops, orders, pages, payments, progress, webhooks
+from expediter.web.api import admin, batch, events, health, ops, orders, pages, payments, progress, webhooks
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -43,6 +43,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *webhooks.OPERATIONS,
     *progress.OPERATIONS,
     *admin.OPERATIONS,
+    *health.OPERATIONS,
     *ops.OPERATIONS,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from expediter.backends.brokers import Broker
@@ -40,6 +40,8 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `verdicts` are what the last looks at each part have found, and since when (Unix microseconds) it has been so.
+
     `send` makes one try to send a body, under a name, to a webhook endpoint.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
@@ -63,6 +65,7 @@ class Context:
     draining: bool = False
     batches: int = 0
     streams: int = 0
+    verdicts: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def keep(self) -> int:

@@ -74,6 +74,11 @@ def both(rest: str = "") -> tuple[str, ...]:
     return (f"/api/v1/orders{rest}", f"/orders{rest}")
 
 
+def service_read(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
+    """Return a read about the service itself."""
+    return Operation(paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
+
+
 def query(name: str, description: str, **schema: Any) -> Parameter:
     """Return a query parameter."""
     return Parameter(name=name, schema=schema, description=description)

@@ -41,6 +41,8 @@ CALL_SECONDS_MAX = 0.05
 RETIRE_SECONDS_MAX = 0.25
 #: The same for opening the connections, which happens apart from the calls.
 CONNECT_SECONDS_MAX = 2.0
+#: Seconds that it may take to answer somebody who asks whether it is there.
+LOOK_SECONDS_MAX = 1.0
 #: Connections that are opened together, and the pauses between two tries, in seconds, from the first to the last.
 CONNECTIONS = 4
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.25, 4.0
@@ -277,6 +279,10 @@ class RedisCache(Cache):
     def counts(self) -> dict[str, int]:
         """See Cache."""
         return {"hits": self._hits, "misses": self._misses}
+
+    async def look(self) -> None:
+        """See Cache."""
+        await self._try(self._client.ping, LOOK_SECONDS_MAX)
 
     async def settle(self) -> None:
         """Wait until what readers have loaded is kept."""
