@@ -45,9 +45,14 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return {**kept, **defaults, **settings}
 
 
-@cache
 def _made() -> bytes:
     """Return a database file at the newest step, without any order."""
+    with _making:  # programs are started from several threads, and alembic works in one at a time
+        return _make()
+
+
+@cache
+def _make() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "orders.db"
         upgrade(f"sqlite:///{path}")
@@ -62,6 +67,7 @@ def make_database(folder: Path, settings: dict[str, str]) -> None:
             path.write_bytes(_made())
 
 
+_making = threading.Lock()
 #: How many programs run on a database now, by its address.
 _running: Counter[str] = Counter()
 
