@@ -30,6 +30,7 @@ PATIENCE_SECONDS = 120.0
 ADMIN_PASSWORD = "open sesame"
 FAST = {
     "LEASE_SECONDS": "4",
+    "LOG_FORMAT": "text",
     "PAYMENT_MOCK_SUCCESS_RATE": "1",
     "PAYMENT_MOCK_LATENCY_MIN": "0",
     "PAYMENT_MOCK_LATENCY_MAX": "0",
@@ -68,6 +69,11 @@ def make_database(folder: Path, settings: dict[str, str]) -> None:
 
 
 _making = threading.Lock()
+#: What the settings of secrets end with, and what is too short to be looked for in a log.
+_SECRET_NAMES = ("PASSWORD", "TOKEN", "SECRET", "API_KEY")
+SECRET_MIN = 6
+#: A payment token, as orders in these tests have it. Of no program that the tests run the log may have one.
+_TOKEN = re.compile(r"\btok_\w")
 #: How many programs run on a database now, by its address.
 _running: Counter[str] = Counter()
 
@@ -102,6 +108,9 @@ class Program:
 
     def __init__(self, folder: Path, *arguments: str, printed: Path | None = None, **settings: str) -> None:
         self.log: list[str] = []
+        self._secrets = [
+            value for name, value in settings.items() if name.endswith(_SECRET_NAMES) and len(value) >= SECRET_MIN
+        ]
         self._lines: queue.Queue[str | None] = queue.Queue()
         with (printed or Path(os.devnull)).open("wb") as output:
             self.process = subprocess.Popen(
@@ -147,6 +156,10 @@ class Program:
         self._reader.join(PATIENCE_SECONDS)
         if self.process.stderr is not None:
             self.process.stderr.close()
+        told = [
+            line for line in self.log if any(secret in line for secret in self._secrets) or _TOKEN.search(line)
+        ]
+        assert not told, f"the log has a secret or a payment token: {told}"
         return status
 
 

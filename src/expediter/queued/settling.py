@@ -90,7 +90,9 @@ class Settler:
             await self._temporary.look_again(left, seconds=AGAIN_SECONDS)
         except RedisUnavailable as error:
             # What is stored stays in the set, and the sweep looks at it once Redis is back.
-            log.warning("stored orders stay marked as waiting: Redis cannot be reached", error=str(error))
+            log.warning(
+                "stored orders stay marked as waiting: Redis cannot be reached", often=True, error=str(error)
+            )
             return not left
         return True
 
@@ -111,7 +113,7 @@ class Settler:
         if not isinstance(outcome, ExpediterError) or (fresh and isinstance(outcome, DuplicateOrder)):
             return Settled(command, "deleted" if isinstance(command.command, DeleteOrder) else "stored")
         reason = str(outcome)
-        log.warning("a queued command was refused", order_id=command.order_id, error=reason)
+        log.warning("a queued command was refused", often=True, order_id=command.order_id, error=reason)
         # The key of a mismatch is another request's, and could keep nothing.
         if not isinstance(outcome, (IdempotencyMismatch, OrderNotFound)):
             (outcome,) = await self._submit([command.refusal(reason)])
@@ -124,7 +126,7 @@ class Settler:
         now = time.monotonic()
         if now - self._failing.setdefault(command.token, now) < FAILING_SECONDS:
             return None
-        log.error("a command is put aside among the dead", order_id=command.order_id, reason=reason)
+        log.error("a command is put aside among the dead", often=True, order_id=command.order_id, reason=reason)
         try:
             await self._broker.put_aside(pack([command]), reason)
         except BrokerUnavailable:

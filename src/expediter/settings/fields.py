@@ -71,7 +71,7 @@ def _redis_address(address: str) -> str:
 
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-LogFormat = Literal["text", "json"]
+LogFormat = Literal["auto", "text", "json"]
 
 
 def _origins(text: str) -> str:
@@ -347,10 +347,14 @@ class Settings(BaseSettings):
     log_level: Annotated[LogLevel, BeforeValidator(_capital)] = Field(
         "INFO", description="the least important lines that are logged"
     )
-    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="how they are written")
+    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field(
+        "auto", description="how they are written; `auto`: a service writes text on a terminal, JSON elsewhere"
+    )
     run_dir: str = Field("run", description="folder for the pid and log files of `up`")
     access_log_file: str = Field("", description="file for one line per request; `-` is stderr")
-    access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn")
+    access_log_format: str = Field(
+        ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn; or `json`"
+    )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Settings:

@@ -145,7 +145,7 @@ class Committer:
                 except Exception as error:
                     # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
                     self._give_up(groups, error)
-                    log.exception("a batch failed")
+                    log.exception("a batch failed", often=True)
                 finally:
                     self._begun_at = math.inf
             if self.background.stopping:
@@ -255,7 +255,7 @@ class Committer:
         """Find out whether a commit that was never answered took place; if not, the batch is carried out again."""
         batch = self._in_doubt
         assert batch is not None  # it was announced before its commit was sent
-        log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
+        log.warning("the outcome of a commit is not known; looking it up", often=True, error=str(uncertain))
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
         while True:
             try:
@@ -366,7 +366,7 @@ class Committer:
             await self._divide_group(groups[0])
         else:
             if isinstance(error, ConstraintViolated):
-                log.error("the database refused a request", error=str(error))
+                log.error("the database refused a request", often=True, error=str(error))
             else:
                 self._bugs += 1
                 if self._bugs >= BUGS_IN_A_ROW:
@@ -387,7 +387,7 @@ class Committer:
             elif isinstance(error, ExpediterError):
                 outcomes.append(error)
             else:
-                log.error("a request failed for a reason that nobody foresaw", exc_info=error)
+                log.error("a request failed for a reason that nobody foresaw", often=True, exc_info=error)
                 outcomes.append(RequestFailed(f"{type(error).__name__}: {error}"))
         if not group.done.done():
             group.done.set_result(outcomes)
@@ -407,7 +407,7 @@ class Committer:
                 listener(changes)
         except Exception:
             # It is stored all the same: whoever asked hears so, and the others of the batch, too.
-            log.exception("a commit could not be told to everybody in this process")
+            log.exception("a commit could not be told to everybody in this process", often=True)
         return told
 
 

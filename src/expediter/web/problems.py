@@ -117,7 +117,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
 
 def bug_reply(error: Exception, request_id: str) -> Reply:
     """Log an error that nobody foresaw, and return a 500 that says its request id and nothing else."""
-    log.error("a request failed", request_id=request_id, exc_info=error)
+    log.error("a request failed", often=True, request_id=request_id, exc_info=error)
     text = f"Something went wrong here, not with your request; it is logged as {request_id}"
     problem = Problem(
         type="about:blank",
