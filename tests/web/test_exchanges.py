@@ -116,7 +116,7 @@ def cuts(exchange: Exchange) -> Iterator[int]:
 def settled(statuses: Sequence[int]) -> list[int]:
     """Return the statuses that do not depend on where a request is cut.
 
-    A body that is on its way is not asked for, and where an unknown method begins is not always known.
+    A body that is on its way is not asked for, and where an unknown method begins behind it is not known.
     """
     return [400 if status == 501 else status for status in statuses if status != 100]
 
