@@ -177,9 +177,13 @@ async def get_order(call: Call, context: Context) -> Reply:
             call.may_take(seconds + ANSWER_SECONDS_MAX)
             known = call.header(b"if-none-match")
             if entry.version < min_version:
-                entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
+                beyond = min_version - 1
             elif known is None or call.knows_version(entry.version):
-                entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
+                beyond = entry.version
+            else:
+                beyond = -1
+            if beyond >= 0:
+                entry = await context.queries.wait(order_id, beyond=beyond, seconds=seconds, left=call.leaving())
         if entry.version < min_version:
             raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
     return _shown(call, entry)
