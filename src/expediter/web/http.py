@@ -310,8 +310,12 @@ class Call:
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        packed = self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
-        return given in media_types and not packed
+        return given in media_types and not self.packed
+
+    @property
+    def packed(self) -> bool:
+        """Whether the body is said to be compressed, or changed in another way."""
+        return self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
 
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.

@@ -38,7 +38,7 @@ from expediter.web.http import (
 )
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
 from expediter.web.payloads import FulfilmentBody, OrderBody, StatusBody, decode, place_order
-from expediter.web.problems import RequestRefused
+from expediter.web.problems import not_taken
 
 #: Seconds that `?wait=` may hold an answer.
 WAIT_SECONDS_MAX = 30.0
@@ -82,8 +82,7 @@ def path_order_id(call: Call) -> str:
 def require_json(call: Call) -> None:
     """Raise a 415 unless the body is said to be JSON."""
     if not call.has_media_type("application/json"):
-        how = "Send the body as Content-Type: application/json, without a Content-Encoding"
-        raise RequestRefused(415, "Unsupported media type", how)
+        raise not_taken(call, "application/json")
 
 
 class ShownOrder(OrderDocument, frozen=True, kw_only=True):
