@@ -150,12 +150,14 @@ class Call:
     """One HTTP request. `order_id` and the like come from the path."""
 
     __slots__ = (
+        "_leaving",
         "arriving",
         "began",
         "client",
         "continued",
         "headers",
         "last",
+        "left",
         "method",
         "named",
         "path",
@@ -211,6 +213,9 @@ class Call:
         self.last = False
         #: Whether its client sends the body unasked, or was told to.
         self.continued = True
+        #: Whether its client says no more, or has gone.
+        self.left = False
+        self._leaving: asyncio.Future[None] | None = None
 
     @property
     def short(self) -> bool:
@@ -220,6 +225,20 @@ class Call:
     def may_take(self, seconds: float) -> None:
         """Let it take so many seconds from now before it is answered that it took too long."""
         self.until = time.monotonic() + seconds
+
+    def leave(self) -> None:
+        """Its client says no more, or has gone; the two cannot be told apart before something is written to it."""
+        self.left = True
+        if self._leaving is not None and not self._leaving.done():
+            self._leaving.set_result(None)
+
+    def leaving(self) -> asyncio.Future[None]:
+        """Return what is done once its client has left: then nothing is worth waiting for."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_future()
+            if self.left:
+                self._leaving.set_result(None)
+        return self._leaving
 
     def header(self, name: bytes) -> str | None:
         """Return a header by its lower-case name."""
@@ -291,8 +310,12 @@ class Call:
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        packed = self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
-        return given in media_types and not packed
+        return given in media_types and not self.packed
+
+    @property
+    def packed(self) -> bool:
+        """Whether the body is said to be compressed, or changed in another way."""
+        return self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
 
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.

@@ -64,8 +64,8 @@ IF_MATCH = Parameter(
 IF_NONE_MATCH = Parameter(
     name="If-None-Match",
     where="header",
-    schema={"type": "string", "pattern": '^("[0-9]+"|\\*)$'},
-    description="304 if the order still has this ETag.",
+    schema={"type": "string"},  # also lists, and tags of others: what is none of ours is passed over
+    description='304 if the order still has this ETag, as in `"3"`.',
 )
 
 

@@ -24,7 +24,7 @@ from expediter.errors import (
     WebhookNotFound,
 )
 from expediter.store.feed import CursorGone
-from expediter.web.http import Header, Reply
+from expediter.web.http import Call, Header, Reply
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +128,13 @@ def bug_reply(error: Exception, request_id: str) -> Reply:
         request_id=request_id,
     )
     return Reply(500, _encode(problem), [_JSON])
+
+
+def not_taken(call: Call, *media_types: str) -> RequestRefused:
+    """Return why a body is refused that is not of `media_types`, with the header that says what is (RFC 9110)."""
+    taken = {"Accept-Encoding": "identity"} if call.packed else {"Accept": ", ".join(media_types)}
+    how = f"Send the body as {' or '.join(media_types)}, without a Content-Encoding"
+    return RequestRefused(415, "Unsupported media type", how, taken)
 
 
 def status_of(error: ExpediterError) -> int:

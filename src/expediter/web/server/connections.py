@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Go on with what was asked whole: a client that says no more may still listen."""
         self._half_closed = True
-        _wake(self._gone)
+        self._leave()
         asked = self._call is not None or bool(self._requests.waiting)
         return asked and not self._ended and self._requests.reading == NOTHING
 
@@ -113,8 +113,14 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._requests.close()
         _wake(self._drained)
-        _wake(self._gone)
+        self._leave()
         self._state.remove(self, surplus=self._surplus)
+
+    def _leave(self) -> None:
+        """End what only waits for something to show: a reader that has gone must not keep its place for long."""
+        _wake(self._gone)
+        if self._call is not None:
+            self._call.leave()
 
     def pause_writing(self) -> None:
         """The client does not take its answers."""
@@ -181,6 +187,8 @@ class Connection(asyncio.Protocol):
         waiting = self._requests.waiting
         while waiting and self._call is None and not self._writing_paused:
             self._call = call = waiting.popleft()
+            if self._half_closed:
+                call.leave()
             if (
                 self._surplus and call.path != "/healthz"
             ):  # whoever asks whether it lives must not take it for dead
