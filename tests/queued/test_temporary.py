@@ -122,7 +122,7 @@ async def test_a_key_is_kept_with_its_answer(orders: TemporaryOrders) -> None:
     assert (await orders.find("A2")).temporary is None
     await orders.settle([Settled(keyed("t1").command)])
     assert (await orders.find("A1", "key")).kept is not None
-    await orders.forget("key")
+    await orders.settle([Settled(keyed("t1").command, error="no such luck")])
     assert await orders.put([keyed("t3", "A3")]) == [None]
 
 
@@ -131,12 +131,11 @@ async def test_what_is_overdue_is_found_by_one_at_a_time(orders: TemporaryOrders
     await orders.put([placed("t1")])
     assert await orders.overdue(limit=10, for_seconds=60) == []
     await orders.put([placed("t2", "A2"), change("t3")], seconds=-1)
-    due = await orders.overdue(limit=10, for_seconds=60)
-    assert sorted(command.token for each in due for command in unpack(each)) == ["t2", "t3"]
+    assert sorted(each.token for each in await orders.overdue(limit=10, for_seconds=60)) == ["t2", "t3"]
     assert await orders.overdue(limit=10, for_seconds=60) == []
     forgotten = placed("t4", "A4").command
     await orders.look_again([change("t3").command, forgotten], seconds=-1)
-    again = [command for each in await orders.overdue(limit=10, for_seconds=60) for command in unpack(each)]
+    again = await orders.overdue(limit=10, for_seconds=60)
     assert sorted((command.token, command.left) for command in again) == [("t3", True), ("t4", True)]
 
 

@@ -56,8 +56,8 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         command = self.command
         if isinstance(command, PlaceOrder) and again:
             command = msgspec.structs.replace(command, fresh=False)
-        request = Request(command, self.key, self._word, incarnation=self.incarnation)
-        return msgspec.structs.replace(request, behind=self.behind, placed=self.placed) if waits else request
+        behind, placed = (self.behind, self.placed) if waits else ((), False)
+        return Request(command, self.key, self._word, behind=behind, placed=placed, incarnation=self.incarnation)
 
     def refusal(self, reason: str) -> Request:
         """Return what notes in its order's history that it was refused after all."""
@@ -66,20 +66,6 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def _word(self, applied: object) -> Answer:
         return self.answer or Answer(202, {}, "")
-
-    def other_order(self, kept: Answer) -> str | None:
-        """Return why this order is not made, if `kept` says that its key has made another one before.
-
-        So it is where Redis forgot a key between two requests with it, before the first of them was stored.
-        """
-        location = kept.headers.get("location", "")  # a key of the command's own has none
-        if (
-            not isinstance(self.command, PlaceOrder)
-            or not location
-            or location.rpartition("/")[2] == self.order_id
-        ):
-            return None
-        return f"This Idempotency-Key made another order before: {location}"
 
 
 _encode = msgspec.json.Encoder().encode

@@ -49,17 +49,13 @@ for index = 1, (#KEYS - 2) / 3 do
   local mine = held and string.find(held, '"token":"' .. token .. '"', 1, true)
   local pending = '{"state":"pending"'
   local shown = nil
-  if what == 'deleted' or (what == 'gone' and mine) then
-    redis.call('UNLINK', order)
-  elseif what == 'stored' and mine and string.sub(held, 1, #pending) == pending then
+  if what == 'stored' and mine and string.find(held, pending, 1, true) == 1 then
     shown = '{"state":"stored"' .. string.sub(held, #pending + 1)
   elseif string.sub(what, 1, 1) == '{' and (mine or not held) then
     shown = what
   end
-  if shown then
-    local kept = redis.pcall('SET', order, shown, 'PX', keep)
-    if kept.err then redis.call('UNLINK', order) end
-  end
+  local gone = what == 'deleted' or (what == 'gone' and mine)
+  if gone or (shown and redis.pcall('SET', order, shown, 'PX', keep).err) then redis.call('UNLINK', order) end
   if forget ~= '' then redis.call('UNLINK', kept) end
 end
 """
@@ -77,13 +73,4 @@ for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LI
   end
 end
 return found
-"""
-
-# KEYS: since when nothing was forgotten, set. ARGV: tokens. Returns the first, and when to look after each.
-WAITING = "return {redis.call('GET', KEYS[1]), redis.call('ZMSCORE', KEYS[2], unpack(ARGV))}"
-
-# KEYS[1]: the incarnation. ARGV[1]: what it is at least. Returns it.
-RAISE = """
-if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
-return redis.call('GET', KEYS[1]) or '0'
 """

@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from expediter.backends.batching import Gatherer
 from expediter.backends.redis_client import Memory, Part, RedisUnavailable
-from expediter.queued.message import QueuedCommand, pack
-from expediter.queued.scripts import OVERDUE, PUT, RAISE, SETTLE, WAITING
+from expediter.queued.message import QueuedCommand, pack, unpack
+from expediter.queued.scripts import OVERDUE, PUT, SETTLE
 from expediter.store.submissions import Answer
 
 #: Seconds that one call may take.
@@ -43,10 +44,7 @@ ORDERS_PER_CALL = 200
 #: Seconds after its acceptance at which somebody looks whether a command is stored.
 OVERDUE_SECONDS = 5.0
 
-SET, COMMANDS, INCARNATION = "orders:accepted", "orders:accepted:commands", "orders:incarnation"
-SINCE = "temp_orders:since"
-#: What comes before an order's id, for an order and for its changes, and before an Idempotency-Key.
-ORDER, CHANGES, KEPT = "temp_order:", "temp_changes:", "idempotency:"
+log = structlog.get_logger(__name__)
 
 
 class Temporary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,8 +94,8 @@ class Found(NamedTuple):
     @property
     def pending(self) -> bytes | None:
         """The document of an order that is accepted and not known to be stored."""
-        waits = self.temporary is not None and self.temporary.state == "pending"
-        return bytes(self.temporary.order) if self.temporary is not None and waits else None
+        temporary = self.temporary
+        return bytes(temporary.order) if temporary is not None and temporary.state == "pending" else None
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -133,15 +131,14 @@ class TemporaryOrders(Part):
         Raises ConfigurationError.
         """
         super().__init__(url, "REDIS_URL", prefix=prefix, connections=CONNECTIONS, call_seconds=CALL_SECONDS_MAX)
-        self._set, self._commands, self._incarnation_key, self._since = (
-            prefix + name for name in (SET, COMMANDS, INCARNATION, SINCE)
+        names = "orders:accepted", "orders:accepted:commands", "orders:incarnation", "temp_orders:since"
+        self._set, self._commands, self._incarnation_key, self._since = (prefix + name for name in names)
+        self._order, self._changes, self._kept = (
+            prefix + name for name in ("temp_order:", "temp_changes:", "idempotency:")
         )
-        self._order, self._changes, self._kept = prefix + ORDER, prefix + CHANGES, prefix + KEPT
         self._keep_ms = int(keep_seconds * 1000)
         self._memory = Memory(self.client, self.run, self._since)
-        self._put, self._settle, self._overdue, self._waiting, self._raise = (
-            self.client.register_script(script) for script in (PUT, SETTLE, OVERDUE, WAITING, RAISE)
-        )
+        self._put, self._settle, self._overdue = map(self.client.register_script, (PUT, SETTLE, OVERDUE))
         self._lookups: Gatherer[tuple[str, str], Found] = Gatherer(
             self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2
         )
@@ -222,19 +219,20 @@ class TemporaryOrders(Part):
 
     async def waiting(self, tokens: Sequence[str]) -> tuple[list[bool], bytes]:
         """Return which of these commands are in the set (ask for one), and what changes when Redis forgets."""
-        async with self.bounded():
-            since, scores = await self._waiting((self._since, self._set), tokens)
+        async with self.bounded(), self.client.pipeline(transaction=True) as together:
+            together.get(self._since)
+            together.zmscore(self._set, list(tokens))
+            since, scores = await together.execute()
             await self._memory.look(since)
         return [score is not None for score in scores], self._memory.since
 
-    async def overdue(self, *, limit: int, for_seconds: float) -> list[bytes]:
+    async def overdue(self, *, limit: int, for_seconds: float) -> list[QueuedCommand]:
         """Return up to `limit` commands that somebody should look after; nobody else does `for_seconds`."""
         now = time.time()
+        times = (int(now * 1000), int((now + for_seconds) * 1000), limit)
         async with self.bounded():
-            found: list[bytes] = await self._overdue(
-                (self._set, self._commands), (int(now * 1000), int((now + for_seconds) * 1000), limit)
-            )
-        return found
+            found: list[bytes] = await self._overdue((self._set, self._commands), times)
+        return [command for packed in found for command in _readable(packed)]
 
     async def look_again(self, commands: Sequence[QueuedCommand], *, seconds: float) -> None:
         """Have these commands looked after in so many seconds, also where the set has forgotten them."""
@@ -250,13 +248,8 @@ class TemporaryOrders(Part):
 
     async def tell_incarnation(self, number: int) -> None:
         """Accept nothing any more under an incarnation before this one, and show nothing of it."""
-        async with self.bounded():
-            self.incarnation = int(await self._raise((self._incarnation_key,), (max(number, self.incarnation),)))
-
-    async def forget(self, key: str) -> None:
-        """Forget what is kept under an Idempotency-Key."""
-        async with self.bounded():
-            await self.client.unlink(f"{self._kept}{key}")
+        self.incarnation = max(number, self.incarnation)
+        await self.put([])
 
     async def close(self) -> None:
         """See Part."""
@@ -265,3 +258,11 @@ class TemporaryOrders(Part):
 
     def _keys(self, order_id: str, key: str | None) -> tuple[str, str, str]:
         return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key or ''}"
+
+
+def _readable(packed: bytes) -> list[QueuedCommand]:
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        log.warning("an accepted command cannot be read: it is left to a newer version", reason=str(error))
+        return []
