@@ -45,9 +45,12 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return {**kept, **defaults, **settings}
 
 
+_making = threading.Lock()
+
+
 @cache
 def _made() -> bytes:
-    """Return a database file at the newest step, without any order."""
+    """Return a database file at the newest step, without any order; the migrations run in one thread at a time."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "orders.db"
         upgrade(f"sqlite:///{path}")
@@ -58,7 +61,7 @@ def make_database(folder: Path, settings: dict[str, str]) -> None:
     """Put a made database into a new folder: a start there costs less. First starts have tests of their own."""
     path = folder / "orders.db"
     if "DATABASE_URL" not in settings and folder.is_dir() and not path.exists():
-        with suppress(OSError):
+        with suppress(OSError), _making:
             path.write_bytes(_made())
 
 
