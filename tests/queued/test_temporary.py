@@ -130,7 +130,8 @@ async def test_what_is_overdue_is_found_by_one_at_a_time(orders: TemporaryOrders
     """A command is due after its time, then held by whoever found it, and due again if it was left to others."""
     await orders.put([placed("t1")])
     assert await orders.overdue(limit=10, for_seconds=60) == []
-    await orders.put([placed("t2", "A2"), change("t3")], seconds=-1)
+    await orders.put([placed("t2", "A2"), change("t3")])
+    await orders.look_again([placed("t2", "A2").command, change("t3").command], seconds=-1)
     assert sorted(each.token for each in await orders.overdue(limit=10, for_seconds=60)) == ["t2", "t3"]
     assert await orders.overdue(limit=10, for_seconds=60) == []
     forgotten = placed("t4", "A4").command

@@ -44,7 +44,8 @@ MESSAGES_PER_ROUND = 20
 TAKERS = 2
 #: Seconds that one look for messages waits.
 WAIT_SECONDS = 1.0
-#: Seconds between two looks of the sweep, commands that one takes, and how long it has them to itself.
+#: Seconds between two looks of the sweep, also at one command that waits or failed; commands that one look takes,
+#: and how long it has them to itself.
 SWEEP_SECONDS = 0.5
 COMMANDS_PER_SWEEP = 200
 HELD_SECONDS = 15.0
@@ -58,8 +59,6 @@ PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
 PREDECESSOR_SECONDS = 75.0
 #: Seconds for which a command that meets a bug is tried again before it is put aside.
 FAILING_SECONDS = 6.0
-#: Seconds after which a command is looked at again that waits, or that failed.
-AGAIN_SECONDS = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +163,7 @@ class Applier:
             reach("applied")
             try:
                 await self._temporary.settle(done)
-                await self._temporary.look_again(left, seconds=AGAIN_SECONDS)
+                await self._temporary.look_again(left, seconds=SWEEP_SECONDS)
                 return True
             except RedisUnavailable as error:
                 # What is stored stays in the set, and the sweep looks at it once Redis is back.

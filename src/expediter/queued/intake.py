@@ -8,7 +8,6 @@ nothing is accepted.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -16,6 +15,7 @@ import uuid_utils
 from msgspec.structs import replace
 
 from expediter.backends.batching import Gatherer
+from expediter.backends.bounded import Bounded
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.databases import Connection, Database
 from expediter.backends.points import reach
@@ -34,7 +34,7 @@ from expediter.orders.commands import Command, PlaceOrder
 from expediter.orders.decisions import decide
 from expediter.orders.documents import order_document
 from expediter.orders.order import MICROSECONDS
-from expediter.queued.message import QueuedCommand, messages, pack
+from expediter.queued.message import QueuedCommand, join, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
@@ -43,8 +43,9 @@ from expediter.store.incarnation import read_incarnation
 from expediter.store.queries import Queries
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
 
-#: Commands in one message, at most.
+#: Commands in one message, and their bytes, at most; one that is larger has a message to itself.
 COMMANDS_PER_MESSAGE = 100
+MESSAGE_BYTES = 512 * 1024
 #: Commands that may wait for their message, and the bytes of the bodies of all that are being accepted; one more
 #: is refused with Overloaded.
 WAITING_MAX = 10_000
@@ -55,10 +56,10 @@ CHANGES_MAX = 100
 JUDGE_SECONDS = 2.0
 #: How long a command of no caller's key is known by its token, in microseconds.
 TOKEN_KEEP = 86_400 * MICROSECONDS
-#: Accepted commands that a process remembers until they are settled, and their bytes; Redis and the broker alone
-#: have older ones.
-REMEMBERED_MAX = 20_000
+#: Bytes of accepted commands that a process remembers until they are settled, and what each costs beside its text,
+#: about; Redis and the broker alone have older ones.
 REMEMBERED_BYTES_MAX = 64 * 1024 * 1024
+REMEMBERED_BYTES = 1024
 #: Seconds between two looks whether Redis has forgotten them, and commands that are looked for at once.
 LOOK_SECONDS = 1.0
 LOOKS_PER_ROUND = 500
@@ -87,11 +88,16 @@ class QueuedIntake:
         self._broker = broker
         self._temporary = temporary
         self._messages: Gatherer[Accepted, Kept | str | None] = Gatherer(
-            self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
+            self._send,
+            items_max=COMMANDS_PER_MESSAGE,
+            rounds_max=2,
+            size=lambda each: len(each.packed),
+            size_max=MESSAGE_BYTES,
         )
         self._accepting_bytes = 0
-        self._remembered: OrderedDict[str, Accepted] = OrderedDict()
-        self._remembered_bytes = 0
+        self._remembered: Bounded[str, Accepted] = Bounded(
+            REMEMBERED_BYTES_MAX, lambda each: len(each.packed) + len(each.order or b"") + REMEMBERED_BYTES
+        )
         self._since = b""
         self._begun = False
         self.background = Background("intake", self._look_after)
@@ -246,7 +252,7 @@ class QueuedIntake:
         return outcome
 
     async def _withdraw(self, sent: QueuedCommand) -> None:
-        self._forget(sent.token)
+        self._remembered.forget(sent.token)
         try:
             await self._temporary.settle([Settled(sent, "gone")])
         except RedisUnavailable:
@@ -256,23 +262,13 @@ class QueuedIntake:
         """Keep commands for readers and publish them; return what was in the way of each."""
         in_the_way = await self._temporary.put(accepted)
         sending = [each for each, found in zip(accepted, in_the_way, strict=True) if found is None]
-        self._remember(sending)
+        for each in sending:
+            self._remembered.keep(each.command.token, each)
         reach("kept")
-        for body in messages([each.packed for each in sending]):
-            await self._broker.publish(Topic.COMMANDS, body)
+        if sending:
+            await self._broker.publish(Topic.COMMANDS, join([each.packed for each in sending]))
         reach("sent")
         return list(in_the_way)
-
-    def _remember(self, accepted: Sequence[Accepted]) -> None:
-        for each in accepted:
-            self._remembered[each.command.token] = each
-            self._remembered_bytes += _size(each)
-        while len(self._remembered) > REMEMBERED_MAX or self._remembered_bytes > REMEMBERED_BYTES_MAX:
-            self._forget(next(iter(self._remembered)))
-
-    def _forget(self, token: str) -> None:
-        if (forgotten := self._remembered.pop(token, None)) is not None:
-            self._remembered_bytes -= _size(forgotten)
 
     async def _look_after(self) -> None:
         while not self.background.stopping:
@@ -300,21 +296,17 @@ class QueuedIntake:
 
         What was settled meanwhile is put back, too: whoever looks after it then finds it stored.
         """
-        tokens = list(self._remembered) or [""]
-        since = self._since
+        tokens = list(self._remembered.kept) or [""]
+        kept, since = self._remembered.kept, self._since
         for start in range(0, len(tokens), LOOKS_PER_ROUND):
             part = tokens[start : start + LOOKS_PER_ROUND]
             waiting, since = await self._temporary.waiting(part)
             gone = (token for token, waits in zip(part, waiting, strict=True) if not waits)
-            missing = [self._remembered[token] for token in gone if token in self._remembered]
+            missing = [kept[token] for token in gone if token in kept]
             if missing and self._since not in (b"", since):
                 log.warning("Redis has forgotten accepted commands; putting them back", count=len(missing))
                 await self._temporary.put(missing)
             else:
                 for each in missing:
-                    self._forget(each.command.token)
+                    self._remembered.forget(each.command.token)
         self._since = since
-
-
-def _size(accepted: Accepted) -> int:
-    return len(accepted.packed) + len(accepted.order or b"")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,9 +16,6 @@ from expediter.orders.commands import (
     RetryOrder,
 )
 from expediter.store.submissions import Answer, IdempotencyKey, Request
-
-#: The bytes at which a message is full.
-MESSAGE_BYTES = 512 * 1024
 
 
 class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,13 +79,6 @@ def unpack(body: bytes) -> list[QueuedCommand]:
     return _decode(body)  # msgspec's errors are of this kind
 
 
-def messages(packed: Sequence[bytes]) -> Iterator[bytes]:
-    """Return commands that were packed one by one in as few messages as their size allows."""
-    part: list[bytes] = []
-    for each in packed:
-        if part and sum(map(len, part)) + len(each) > MESSAGE_BYTES:
-            yield b"[" + b",".join(part) + b"]"
-            part = []
-        part.append(each[1:-1])  # out of its array
-    if part:
-        yield b"[" + b",".join(part) + b"]"
+def join(packed: Sequence[bytes]) -> bytes:
+    """Return commands that were packed one by one as one message."""
+    return b"[" + b",".join(each[1:-1] for each in packed) + b"]"

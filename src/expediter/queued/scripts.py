@@ -35,9 +35,9 @@ end
 return found
 """
 
-# KEYS: set, commands; then for each command its order, changes, and the kept answer to forget. ARGV: for each its
-# token, what becomes of its order (stored, gone, deleted, or what is shown instead), milliseconds to keep that,
-# and whether to forget. A Redis that is full takes nothing new: then nothing is shown, and the database has it.
+# KEYS: set, commands; then for each command its order, changes, and kept answer. ARGV: for each its token, what
+# becomes of its order (stored, gone, deleted, or what is shown instead), milliseconds to keep that, and 1 where
+# the answer is to be forgotten. A Redis that is full takes nothing new: then nothing is shown.
 SETTLE = """
 for index = 1, (#KEYS - 2) / 3 do
   local order, changes, kept = unpack(KEYS, index * 3, index * 3 + 2)
@@ -56,21 +56,6 @@ for index = 1, (#KEYS - 2) / 3 do
   end
   local gone = what == 'deleted' or (what == 'gone' and mine)
   if gone or (shown and redis.pcall('SET', order, shown, 'PX', keep).err) then redis.call('UNLINK', order) end
-  if forget ~= '' then redis.call('UNLINK', kept) end
+  if forget == '1' then redis.call('UNLINK', kept) end
 end
-"""
-
-# KEYS: set, commands. ARGV: now, until when nobody else looks after them, how many. Returns the commands.
-OVERDUE = """
-local found = {}
-for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
-  local command = redis.call('HGET', KEYS[2], token)
-  if command then
-    redis.call('ZADD', KEYS[1], ARGV[2], token)
-    found[#found + 1] = command
-  else
-    redis.call('ZREM', KEYS[1], token)
-  end
-end
-return found
 """

@@ -26,7 +26,7 @@ import structlog
 from expediter.backends.batching import Gatherer
 from expediter.backends.redis_client import Memory, Part, RedisUnavailable
 from expediter.queued.message import QueuedCommand, pack, unpack
-from expediter.queued.scripts import OVERDUE, PUT, SETTLE
+from expediter.queued.scripts import PUT, SETTLE
 from expediter.store.submissions import Answer
 
 #: Seconds that one call may take.
@@ -138,22 +138,17 @@ class TemporaryOrders(Part):
         )
         self._keep_ms = int(keep_seconds * 1000)
         self._memory = Memory(self.client, self.run, self._since)
-        self._put, self._settle, self._overdue = map(self.client.register_script, (PUT, SETTLE, OVERDUE))
+        self._put, self._settle = map(self.client.register_script, (PUT, SETTLE))
         self._lookups: Gatherer[tuple[str, str], Found] = Gatherer(
             self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2
         )
         #: The incarnation of the database that commands are accepted under, as far as it is known here.
         self.incarnation = 0
 
-    async def put(
-        self, accepted: Sequence[Accepted], *, seconds: float = OVERDUE_SECONDS
-    ) -> list[str | Kept | None]:
-        """Keep commands, to be looked after in so many seconds.
-
-        Returns for each what stood in its way: its order's id, or what its key was answered.
-        """
+    async def put(self, accepted: Sequence[Accepted]) -> list[str | Kept | None]:
+        """Keep commands; return for each what stood in its way: its order's id, or what its key was answered."""
         keys = [self._set, self._commands, self._incarnation_key]
-        arguments: list[Any] = [self.incarnation, int((time.time() + seconds) * 1000), PENDING_SECONDS]
+        arguments: list[Any] = [self.incarnation, _at(OVERDUE_SECONDS), PENDING_SECONDS]
         for command, packed, document in accepted:
             token, number, key = command.token, command.incarnation, command.key
             order = kept = b""
@@ -162,7 +157,7 @@ class TemporaryOrders(Part):
                 order = _encode(Temporary("pending", token, number, command.known_by, raw))
             if key is not None and command.answer is not None:
                 kept = _encode(Kept(key.fingerprint, token, number, command.answer))
-            keys += self._keys(command.order_id, command.known_by)
+            keys += self._keys(command)
             keep_ms = key.keep // 1000 if key else 0
             arguments += (token, packed, order, f"{number} {command.known_by}", kept, keep_ms)
         async with self.bounded():
@@ -178,13 +173,13 @@ class TemporaryOrders(Part):
             return
         keys = [self._set, self._commands]
         arguments: list[Any] = []
-        for command, order, error in settled:
-            forgotten = command.known_by if order == "gone" or error else ""
-            keys += self._keys(command.order_id, forgotten)
-            refused = _encode(Temporary("refused", command.token, self.incarnation, error=error))
-            shown = refused if error else order
-            keep_ms = REFUSED_SECONDS * 1000 if error else self._keep_ms
-            arguments += (command.token, shown, keep_ms, forgotten or "")
+        for command, shown, error in settled:
+            keys += self._keys(command)
+            if error is None:
+                arguments += (command.token, shown, self._keep_ms, int(shown == "gone"))
+            else:
+                refused = _encode(Temporary("refused", command.token, self.incarnation, error=error))
+                arguments += (command.token, refused, REFUSED_SECONDS * 1000, 1)
         async with self.bounded():
             await self._settle(keys, arguments)
 
@@ -228,18 +223,23 @@ class TemporaryOrders(Part):
 
     async def overdue(self, *, limit: int, for_seconds: float) -> list[QueuedCommand]:
         """Return up to `limit` commands that somebody should look after; nobody else does `for_seconds`."""
-        now = time.time()
-        times = (int(now * 1000), int((now + for_seconds) * 1000), limit)
-        async with self.bounded():
-            found: list[bytes] = await self._overdue((self._set, self._commands), times)
-        return [command for packed in found for command in _readable(packed)]
+        async with self.bounded(), self.client.pipeline(transaction=False) as together:
+            tokens: Any = await self.client.zrangebyscore(self._set, "-inf", _at(0), start=0, num=limit)
+            if not tokens:
+                return []
+            # Whoever looks in the same moment finds them, too; what is settled meanwhile stays out of the set.
+            together.zadd(self._set, dict.fromkeys(tokens, _at(for_seconds)), xx=True)
+            together.hmget(self._commands, tokens)
+            _, found = await together.execute()
+            if lost := [token for token, packed in zip(tokens, found, strict=True) if packed is None]:
+                await self.client.zrem(self._set, *lost)
+        return [command for packed in found if packed for command in _readable(packed)]
 
     async def look_again(self, commands: Sequence[QueuedCommand], *, seconds: float) -> None:
         """Have these commands looked after in so many seconds, also where the set has forgotten them."""
         if commands:
-            due = int((time.time() + seconds) * 1000)
             async with self.bounded(), self.client.pipeline(transaction=True) as together:
-                together.zadd(self._set, {command.token: due for command in commands})
+                together.zadd(self._set, {command.token: _at(seconds) for command in commands})
                 left: dict[Any, Any] = {
                     each.token: pack([msgspec.structs.replace(each, left=True)]) for each in commands
                 }
@@ -256,8 +256,14 @@ class TemporaryOrders(Part):
         await self._lookups.finish()
         await super().close()
 
-    def _keys(self, order_id: str, key: str | None) -> tuple[str, str, str]:
-        return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key or ''}"
+    def _keys(self, command: QueuedCommand) -> tuple[str, str, str]:
+        order_id, key = command.order_id, command.known_by or ""
+        return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key}"
+
+
+def _at(seconds: float) -> int:
+    """Return the time in so many seconds, as the set has it (milliseconds)."""
+    return int((time.time() + seconds) * 1000)
 
 
 def _readable(packed: bytes) -> list[QueuedCommand]:
