@@ -59,3 +59,7 @@ for index = 1, (#KEYS - 2) / 3 do
   if forget == '1' then redis.call('UNLINK', kept) end
 end
 """
+
+# KEYS: since when nothing was forgotten, set. ARGV: tokens. Returns the first, and when to look after each. (A Redis
+# that is full refuses transactions, also such as only read.)
+WAITING = "return {redis.call('GET', KEYS[1]), redis.call('ZMSCORE', KEYS[2], unpack(ARGV))}"

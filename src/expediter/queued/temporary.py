@@ -26,7 +26,7 @@ import structlog
 from expediter.backends.batching import Gatherer
 from expediter.backends.redis_client import Memory, Part, RedisUnavailable
 from expediter.queued.message import QueuedCommand, pack, unpack
-from expediter.queued.scripts import PUT, SETTLE
+from expediter.queued.scripts import PUT, SETTLE, WAITING
 from expediter.store.submissions import Answer
 
 #: Seconds that one call may take.
@@ -138,7 +138,7 @@ class TemporaryOrders(Part):
         )
         self._keep_ms = int(keep_seconds * 1000)
         self._memory = Memory(self.client, self.run, self._since)
-        self._put, self._settle = map(self.client.register_script, (PUT, SETTLE))
+        self._put, self._settle, self._waiting = map(self.client.register_script, (PUT, SETTLE, WAITING))
         self._lookups: Gatherer[tuple[str, str], Found] = Gatherer(
             self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2
         )
@@ -214,10 +214,8 @@ class TemporaryOrders(Part):
 
     async def waiting(self, tokens: Sequence[str]) -> tuple[list[bool], bytes]:
         """Return which of these commands are in the set (ask for one), and what changes when Redis forgets."""
-        async with self.bounded(), self.client.pipeline(transaction=True) as together:
-            together.get(self._since)
-            together.zmscore(self._set, list(tokens))
-            since, scores = await together.execute()
+        async with self.bounded():
+            since, scores = await self._waiting((self._since, self._set), tokens)
             await self._memory.look(since)
         return [score is not None for score in scores], self._memory.since
 
