@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from expediter.backends.redis_client import RedisUnavailable
+from expediter.errors import DuplicateOrder
 from expediter.orders.commands import CancelOrder, DeleteOrder, PlaceOrder
 from expediter.queued.message import QueuedCommand, pack, unpack
 from expediter.queued.temporary import Accepted, Kept, Settled, Temporary, TemporaryOrders
@@ -58,7 +59,8 @@ async def found(orders: TemporaryOrders, order_id: str = "A1") -> Temporary:
 async def test_a_new_order_is_kept_once(orders: TemporaryOrders) -> None:
     """A second new order by the same id is not kept, nor is its command."""
     assert await orders.put([placed("t1")]) == [None]
-    assert await orders.put([placed("t2"), placed("t3", "A2")]) == ["taken", None]
+    before, none = await orders.put([placed("t2"), placed("t3", "A2")])
+    assert (isinstance(before, DuplicateOrder), none) == (True, None)
     assert (await found(orders)).token == "t1"
     assert (await orders.waiting(["t1", "t2", "t3"]))[0] == [True, False, True]
 

@@ -79,8 +79,6 @@ class Applier:
         self._committer = committer
         #: Commands that met a bug here, and when they first did.
         self._failing: dict[str, float] = {}
-        #: Whether it was said that the database is away.
-        self._away = False
         self._sweeping = Background("sweep", self._sweep)
         #: What runs in the background. All are told together when to stop, so that each may ask any of them.
         self.works = (self._sweeping, *(Background("applier", self._take) for _ in range(TAKERS)))
@@ -180,29 +178,27 @@ class Applier:
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(requests)))
         pauses, doubts = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX), 0
+        failed: dict[int, Unavailable] = {}
         while waiting:
             # What fails while the database works may only have had a neighbour that does: then by itself.
-            alone = doubts > 1
+            alone, before = doubts > 1, failed
             asking = [self._committer.submit_patiently((requests[each],), alone=alone) for each in waiting]
             answers = await asyncio.gather(*asking, return_exceptions=True)
-            failed: dict[int, Unavailable] = {}
+            failed = {}
             for each, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, Unavailable):
                     failed[each] = answer
                 else:
                     outcomes[each] = _failure(answer) if isinstance(answer, BaseException) else answer[0]
             if failed:
-                if not self._away:
+                if not before:
                     log.info("queued commands wait for the database", error=str(next(iter(failed.values()))))
-                self._away = True
                 # Until the drain is over: then the task is cancelled and the broker keeps them.
                 await asyncio.sleep(pauses.next())
                 doubts = doubts + 1 if await self._committer.trouble() is None else 0
                 if alone and doubts:
                     why = "the database fails at it, and at nothing else:"
                     outcomes |= {each: RequestFailed(f"{why} {error}") for each, error in failed.items()}
-            else:
-                self._away = False
             waiting = [each for each in failed if each not in outcomes]
         return [outcomes[each] for each in range(len(requests))]
 

@@ -87,7 +87,7 @@ class QueuedIntake:
         self._queries = queries
         self._broker = broker
         self._temporary = temporary
-        self._messages: Gatherer[Accepted, Kept | str | None] = Gatherer(
+        self._messages: Gatherer[Accepted, Kept | None] = Gatherer(
             self._send,
             items_max=COMMANDS_PER_MESSAGE,
             rounds_max=2,
@@ -161,10 +161,8 @@ class QueuedIntake:
             in_the_way = await self._messages.ask(Accepted(sent, pack([sent]), document if placing else None))
         except (RedisUnavailable, BrokerUnavailable) as error:
             return await self._store(request, error, sent, body_bytes)
-        if isinstance(in_the_way, Kept) and key is not None:
+        if in_the_way is not None and key is not None:
             return replay_answer(key, (in_the_way.fingerprint, in_the_way.answer))
-        if in_the_way is not None:
-            raise DuplicateOrder(command.order_id)
         self.failing = None
         return Queued(answer)
 
@@ -258,7 +256,7 @@ class QueuedIntake:
         except RedisUnavailable:
             log.warning("a command that was stored directly stays visible: Redis cannot be reached")
 
-    async def _send(self, accepted: Sequence[Accepted]) -> list[Kept | str | None]:
+    async def _send(self, accepted: Sequence[Accepted]) -> list[Kept | DuplicateOrder | None]:
         """Keep commands for readers and publish them; return what was in the way of each."""
         in_the_way = await self._temporary.put(accepted)
         sending = [each for each, found in zip(accepted, in_the_way, strict=True) if found is None]
@@ -268,7 +266,7 @@ class QueuedIntake:
         if sending:
             await self._broker.publish(Topic.COMMANDS, join([each.packed for each in sending]))
         reach("sent")
-        return list(in_the_way)
+        return in_the_way
 
     async def _look_after(self) -> None:
         while not self.background.stopping:

@@ -25,8 +25,8 @@ import structlog
 
 from expediter.backends.batching import Gatherer
 from expediter.backends.redis_client import Memory, Part, RedisUnavailable
+from expediter.errors import DuplicateOrder
 from expediter.queued.message import QueuedCommand, pack, unpack
-from expediter.queued.scripts import PUT, SETTLE, WAITING
 from expediter.store.submissions import Answer
 
 #: Seconds that one call may take.
@@ -117,6 +117,72 @@ class Settled(NamedTuple):
     error: str | None = None
 
 
+# What happens in one step. The scripts find the marks of the documents above in their text.
+#
+# KEYS: set, commands, incarnation; then for each command its order, changes, and kept answer. ARGV: incarnation,
+# when to look after them, seconds to keep them; then for each its token, the command, the order (empty: a change),
+# what it is known by, the answer to keep (empty: none), and for how long (milliseconds). Returns the incarnation,
+# and for each what was in its way; the incarnation alone if that is a newer one.
+_PUT = """
+local now = redis.call('GET', KEYS[3]) or '0'
+local mine = tonumber(ARGV[1])
+if tonumber(now) > mine then return {now} end
+if tonumber(now) < mine then redis.call('SET', KEYS[3], ARGV[1]) end
+local function counting(key) -- what was refused, or is of an older incarnation, is in nobody's way
+  local held = redis.call('GET', key)
+  if not held or string.find(held, '{"state":"refused"', 1, true) == 1 then return nil end
+  return tonumber(string.match(held, '"incarnation":(%d+)')) >= mine and held or nil
+end
+local found = {ARGV[1]}
+for index = 1, (#KEYS - 3) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3 + 1, index * 3 + 3)
+  local token, command, document, known, answer, keep = unpack(ARGV, index * 6 - 2, index * 6 + 3)
+  local before = answer ~= '' and counting(kept) or document ~= '' and counting(order) and 'taken' or ''
+  if before == '' then
+    if document == '' then
+      redis.call('HSET', changes, token, known)
+      redis.call('EXPIRE', changes, ARGV[3])
+    else
+      redis.call('SET', order, document, 'EX', ARGV[3])
+    end
+    redis.call('ZADD', KEYS[1], ARGV[2], token)
+    redis.call('HSET', KEYS[2], token, command)
+    if answer ~= '' then redis.call('SET', kept, answer, 'PX', keep) end
+  end
+  found[index + 1] = before
+end
+return found
+"""
+
+# KEYS: set, commands; then for each command its order, changes, and kept answer. ARGV: for each its token, what
+# becomes of its order (stored, gone, deleted, or what is shown instead), milliseconds to keep that, and 1 where
+# the answer is to be forgotten. A Redis that is full takes nothing new: then nothing is shown.
+_SETTLE = """
+for index = 1, (#KEYS - 2) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3, index * 3 + 2)
+  local token, what, keep, forget = unpack(ARGV, index * 4 - 3, index * 4)
+  redis.call('ZREM', KEYS[1], token)
+  redis.call('HDEL', KEYS[2], token)
+  redis.call('HDEL', changes, token)
+  local held = redis.call('GET', order)
+  local mine = held and string.find(held, '"token":"' .. token .. '"', 1, true)
+  local pending = '{"state":"pending"'
+  local shown = nil
+  if what == 'stored' and mine and string.find(held, pending, 1, true) == 1 then
+    shown = '{"state":"stored"' .. string.sub(held, #pending + 1)
+  elseif string.sub(what, 1, 1) == '{' and (mine or not held) then
+    shown = what
+  end
+  local gone = what == 'deleted' or (what == 'gone' and mine)
+  if gone or (shown and redis.pcall('SET', order, shown, 'PX', keep).err) then redis.call('UNLINK', order) end
+  if forget == '1' then redis.call('UNLINK', kept) end
+end
+"""
+
+# KEYS: since when nothing was forgotten, set. ARGV: tokens. Returns the first, and when to look after each. No
+# transaction: a Redis that is full refuses those, also where they only read.
+_WAITING = "return {redis.call('GET', KEYS[1]), redis.call('ZMSCORE', KEYS[2], unpack(ARGV))}"
+
 _encode = msgspec.json.Encoder().encode
 _temporary = msgspec.json.Decoder(Temporary)
 _kept = msgspec.json.Decoder(Kept)
@@ -138,23 +204,22 @@ class TemporaryOrders(Part):
         )
         self._keep_ms = int(keep_seconds * 1000)
         self._memory = Memory(self.client, self.run, self._since)
-        self._put, self._settle, self._waiting = map(self.client.register_script, (PUT, SETTLE, WAITING))
+        self._put, self._settle, self._waiting = map(self.client.register_script, (_PUT, _SETTLE, _WAITING))
         self._lookups: Gatherer[tuple[str, str], Found] = Gatherer(
             self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2
         )
         #: The incarnation of the database that commands are accepted under, as far as it is known here.
         self.incarnation = 0
 
-    async def put(self, accepted: Sequence[Accepted]) -> list[str | Kept | None]:
-        """Keep commands; return for each what stood in its way: its order's id, or what its key was answered."""
+    async def put(self, accepted: Sequence[Accepted]) -> list[DuplicateOrder | Kept | None]:
+        """Keep commands; return for each what was in its way: another order, or the answer that its key has."""
         keys = [self._set, self._commands, self._incarnation_key]
         arguments: list[Any] = [self.incarnation, _at(OVERDUE_SECONDS), PENDING_SECONDS]
         for command, packed, document in accepted:
             token, number, key = command.token, command.incarnation, command.key
             order = kept = b""
             if document is not None:
-                raw = msgspec.Raw(document)
-                order = _encode(Temporary("pending", token, number, command.known_by, raw))
+                order = _encode(Temporary("pending", token, number, command.known_by, msgspec.Raw(document)))
             if key is not None and command.answer is not None:
                 kept = _encode(Kept(key.fingerprint, token, number, command.answer))
             keys += self._keys(command)
@@ -165,7 +230,11 @@ class TemporaryOrders(Part):
         self.incarnation = int(now)
         if len(found) < len(accepted):
             raise RedisUnavailable("the database was cleared this very moment")
-        return [None if not each else "taken" if each == b"taken" else _kept.decode(each) for each in found]
+        taken = (DuplicateOrder(each.command.order_id) for each in accepted)
+        return [
+            (error if before == b"taken" else _kept.decode(before)) if before else None
+            for error, before in zip(taken, found, strict=True)
+        ]
 
     async def settle(self, settled: Sequence[Settled]) -> None:
         """Take commands out of the set, and say what became of them."""
