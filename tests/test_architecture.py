@@ -63,7 +63,6 @@ INEXACT = frozenset({"orders/resilience", "orders/samples", "orders/documents"})
 #: Where everything may be caught and not raised again: "module:function" -> the reason why.
 ALLOWED_LAST_RESORT: dict[str, str] = {
     "backends/tasks:Background._run": "it is logged whole and the work begins again: nobody else would do it",
-    "queued/settling:Settler._store": "what fails for an unforeseen reason is tried again, then put aside",
     "store/committer:Committer._commit": "one request's bug is its own: the batch is divided",
     "store/committer:Committer._publish": "what is stored is answered as stored, whatever a listener does",
     "store/committer:Committer._run": "all in a broken batch must hear of it, and the next go on",

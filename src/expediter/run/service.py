@@ -25,7 +25,6 @@ from expediter.payments import PaymentGateway, open_gateway
 from expediter.queued.applier import Applier
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.reader import AcceptedOrders
-from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Intake, PaymentCapture, Settings
 from expediter.store import lookups
@@ -96,10 +95,9 @@ class Service:
 
     def ended(self) -> list[str]:
         """Return the names of what should run in the background, and does not any more."""
-        parts = (self.committer, self.worker, self.applier, self.intake, self.hints, self.delivering)
+        parts = (self.committer, self.worker, self.intake, self.hints, self.delivering)
         works = [self.housekeeping, *(part.background for part in parts if part is not None)]
-        if self.applier is not None:
-            works.append(self.applier.sweep)
+        works += self.applier.works if self.applier is not None else ()
         return [work.name for work in works if work.ended]
 
     @property
@@ -203,7 +201,7 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
             taking=settings.intake is Intake.QUEUED,
         )
         if working:
-            applier = Applier(broker, temporary, Settler(committer, temporary, broker), settings.lease_seconds)
+            applier = Applier(broker, temporary, committer, settings.lease_seconds)
     queries = Queries(database, cache, accepted)
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
