@@ -348,6 +348,10 @@ class Settings(BaseSettings):
         "INFO", description="the least important lines that are logged"
     )
     log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="how they are written")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port at which `expediter work` tells its metrics; without it, none"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that port; nobody is asked for a key there")
     run_dir: str = Field("run", description="folder for the pid and log files of `up`")
     access_log_file: str = Field("", description="file for one line per request; `-` is stderr")
     access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn")

@@ -13,7 +13,7 @@ import msgspec
 
 from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
-from expediter.web.api import admin, batch, events, ops, orders, pages, payments, progress, webhooks
+from expediter.web.api import admin, batch, events, metrics, ops, orders, pages, payments, progress, webhooks
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -44,6 +44,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *progress.OPERATIONS,
     *admin.OPERATIONS,
     *ops.OPERATIONS,
+    *metrics.OPERATIONS,
 )
 
 #: Seconds between two looks for requests that take too long.
@@ -161,6 +162,7 @@ class _Application:
                 f"{call.path} has no {call.method}; it has {', '.join(allowed)}",
                 {"Allow": ", ".join(allowed)},
             )
+        call.route = operation.paths[0]
         return operation
 
     def _match(self, call: Call) -> Methods:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from expediter.backends.brokers import Broker
@@ -17,6 +17,8 @@ from expediter.settings import Settings
 from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
+from expediter.telemetry.meters import Family
+from expediter.web.tallies import Requests
 
 
 class Hears(Protocol):
@@ -32,6 +34,11 @@ class Hears(Protocol):
         """Return the command for an event of Stripe's; None: it concerns no order."""
 
 
+async def nothing_measured() -> list[Family]:
+    """Return that nothing is measured: the interface is used without a server around it."""
+    return []
+
+
 @dataclass
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
@@ -41,6 +48,8 @@ class Context:
     `streams` how many readers of events are connected.
 
     `send` makes one try to send a body, under a name, to a webhook endpoint.
+
+    `requests` counts what was answered, and `metrics` returns what is measured of the whole service.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -63,6 +72,8 @@ class Context:
     draining: bool = False
     batches: int = 0
     streams: int = 0
+    requests: Requests = field(default_factory=Requests)
+    metrics: Callable[[], Awaitable[list[Family]]] = nothing_measured
 
     @property
     def keep(self) -> int:
