@@ -42,7 +42,8 @@ class Measuring:
         self._place = place
         self._door: tuple[Context, State] | None = None
         self._system: asyncio.Task[list[Family]] | None = None
-        self._system_at = 0.0
+        #: When the last look was over, on the monotonic clock.
+        self._looked_at = 0.0
         self._started = time.time()
 
     def serve(self, context: Context, state: State) -> None:
@@ -94,16 +95,16 @@ class Measuring:
         return [*together, *system]
 
     async def _system_lately(self) -> list[Family]:
-        task, now = self._system, time.monotonic()
-        if task is None or (task.done() and now - self._system_at > KEPT_SECONDS):
+        task = self._system
+        if task is None or (task.done() and time.monotonic() - self._looked_at > KEPT_SECONDS):
             task = self._system = asyncio.create_task(self._look())
-            self._system_at = now
         return await asyncio.shield(task)
 
     async def _look(self) -> list[Family]:
         service, began = self._service, time.monotonic()
         overview, depth = await asyncio.gather(within(service.queries.overview(), LOOK_SECONDS_MAX), self._depth())
-        seconds = time.monotonic() - began
+        self._looked_at = time.monotonic()
+        seconds = self._looked_at - began
         up = {"database": int(overview is not None), "cache": int(service.cache.failing is None)}
         if service.broker is not None:
             up["broker"] = int(service.broker.failing is None and depth is not None)
@@ -168,9 +169,13 @@ def _jobs(overview: Overview) -> Iterable[Family]:
         "parked": jobs.dead,
         "handed_over": jobs.handed_over,
     }
-    age = 0.0 if jobs.oldest_due_at is None else max(0, jobs.now - jobs.oldest_due_at) / MICROSECONDS
     yield gauge("jobs", "Jobs in each state.", labelled("state", states))
-    yield gauge("jobs_oldest_age_seconds", "For how long the oldest ready job has been due.", age)
+    oldest = {kind.value: seconds for kind, seconds in overview.oldest.items()}
+    yield gauge(
+        "jobs_oldest_age_seconds",
+        "For how long the oldest ready job of each stage has been due.",
+        labelled("stage", oldest),
+    )
     now = overview.breaker.state
     yield gauge(
         "gateway_breaker_state",

@@ -1,0 +1,139 @@
+"""deploy/ under the real Prometheus: what is scraped, asked for, and rung the bell for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import httpx2
+import psutil
+import pytest
+
+from auditing import wait_until
+from monitoring import Prometheus, always, faster, panels, prometheus, promtool
+from receiving import Receiver
+from servers import RedisServer, Server, free_port
+from serving import PATIENCE_SECONDS, Program, attending
+
+PRICED = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2, "price": "1.20"}]}
+FREE = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2}]}
+
+
+class Watched(NamedTuple):
+    """Two serving processes and a worker, and the Prometheus that scrapes them."""
+
+    client: httpx2.Client
+    prometheus: Prometheus
+    worker: psutil.Process
+    database: Server
+
+    def place(self, order: dict[str, object]) -> str:
+        placed = self.client.post("/orders", json=order)
+        assert placed.status_code == 201, placed.text
+        return str(placed.json()["order_id"])
+
+    def status(self, order_id: str) -> str:
+        return str(self.client.get(f"/orders/{order_id}").json()["status"])
+
+
+@pytest.fixture(scope="module")
+def watched(
+    tmp_path_factory: pytest.TempPathFactory, postgresql: Server, redis_server: RedisServer
+) -> Iterator[Watched]:
+    """Nobody listens where their gateway should be; one webhook is delivered to a receiver."""
+    folder = tmp_path_factory.mktemp("watched")
+    settings = {
+        "DATABASE_URL": postgresql.made_database(),
+        "REDIS_URL": redis_server.new_database(),
+        "BROKER_URL": redis_server.new_database(),
+        "DRAIN_SECONDS": "1",
+        "API_WORKERS": "2",
+        "WORKER_COUNT": "1",
+        "PAYMENT_GATEWAY": f"http://127.0.0.1:{free_port()}/",
+        "PAYMENT_RETRY_DELAY": "0.01",
+        "PAYMENT_RETRY_ATTEMPTS": "100",
+    }
+    with ExitStack() as stack:
+        stack.enter_context(attending(folder, settings))
+        program = Program(folder, "up", "--foreground", **settings)
+        stack.callback(program.stop)
+        url = program.wait_for(r"listens on (http://[^\s]+)")[1]
+        client = stack.enter_context(httpx2.Client(base_url=url, timeout=PATIENCE_SECONDS))
+        configuration = faster(folder, url.removeprefix("http://"))
+        found = stack.enter_context(prometheus(folder, configuration, free_port()))
+        receiver = stack.enter_context(Receiver())
+        receiver.subscribe(client)
+        worker = psutil.Process(int((folder / "run" / "worker-1.pid").read_text()))
+        yield Watched(client, found, worker, postgresql)
+
+
+def test_the_files_are_what_promtool_takes() -> None:
+    """The configuration and its rules are right, and every rule has a name of its own."""
+    checked = promtool("check", "config", "prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert len(re.findall(r"SUCCESS: \d+ rules found", checked.stdout)) == 2, checked.stdout
+
+
+def test_every_expression_gives_data_after_load(watched: Watched) -> None:
+    """Prometheus scrapes the service; each rule and each panel has numbers, once orders have come through."""
+    done = [watched.place(FREE) for _ in range(20)]
+    waiting = [watched.place(PRICED) for _ in range(8)]
+    wait_until(lambda: all(watched.status(each) == "completed" for each in done))
+    assert watched.client.get("/nowhere").status_code == 404
+    assert set(watched.prometheus.targets().values()) <= {"up", "unknown"}
+
+    asked = {rule.name: always(rule.query) for rule in watched.prometheus.rules()} | dict(panels())
+    asked |= {f"{title}: {query}": query for title, query in panels()}
+    assert len(asked) > 60
+    silent = dict(asked)
+
+    def all_speak() -> bool:
+        for name, query in list(silent.items()):
+            if watched.prometheus.value(query):
+                del silent[name]
+        return not silent
+
+    try:
+        wait_until(all_speak, 30)
+    finally:
+        assert not silent, silent
+    assert [rule for rule in watched.prometheus.rules() if rule.health == "err"] == []
+    assert watched.prometheus.value("sum(expediter_process_up)") == {"{}": 3}
+    assert watched.prometheus.value("sum(expediter_orders)") == {"{}": len(done) + len(waiting)}
+
+
+def test_what_is_scraped_is_what_promtool_takes(watched: Watched) -> None:
+    """The names and units are by the conventions of Prometheus."""
+    checked = promtool("check", "metrics", given=watched.client.get("/metrics").text)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_bell_rings_when_the_gateway_is_away(watched: Watched) -> None:
+    """Charges that find nobody open the breaker, and the alert fires."""
+    for _ in range(6):
+        watched.place(PRICED)
+    watched.prometheus.until_firing("ExpediterGatewayBreakerOpen")
+    assert not {"ExpediterDatabaseAway", "ExpediterAway"} & watched.prometheus.firing()
+
+
+def test_the_bell_rings_when_orders_wait_for_too_long(watched: Watched) -> None:
+    """A worker that stands still leaves orders to wait; the alert fires, and the process is named."""
+    watched.worker.suspend()
+    try:
+        order_id = watched.place(FREE)
+        watched.prometheus.until_firing("ExpediterQueueTooOld")
+        watched.prometheus.until_firing("ExpediterProcessAway")
+    finally:
+        watched.worker.resume()
+    wait_until(lambda: watched.status(order_id) == "completed")
+    wait_until(lambda: "ExpediterQueueTooOld" not in watched.prometheus.firing())
+
+
+def test_the_bell_rings_when_the_database_is_away(watched: Watched) -> None:
+    """A database that hangs: scrapes are answered all the same, and the alert fires."""
+    with watched.database.frozen():
+        watched.prometheus.until_firing("ExpediterDatabaseAway")
+        assert "ExpediterAway" not in watched.prometheus.firing()
+    wait_until(lambda: "ExpediterDatabaseAway" not in watched.prometheus.firing())
