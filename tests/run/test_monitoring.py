@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from serving import PATIENCE_SECONDS, Program, attending
 
 PRICED = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2, "price": "1.20"}]}
 FREE = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2}]}
+#: Seconds within which a scrape is answered; then Prometheus, asking every two seconds, would give it up.
+SCRAPE_SECONDS_MAX = 2.0
 
 
 class Watched(NamedTuple):
@@ -33,6 +36,13 @@ class Watched(NamedTuple):
         placed = self.client.post("/orders", json=order)
         assert placed.status_code == 201, placed.text
         return str(placed.json()["order_id"])
+
+    def scrape(self) -> str:
+        """Scrape once; it is answered in time, whatever hangs."""
+        began = time.monotonic()
+        answer = self.client.get("/metrics")
+        assert time.monotonic() - began < SCRAPE_SECONDS_MAX
+        return answer.text
 
     def status(self, order_id: str) -> str:
         return str(self.client.get(f"/orders/{order_id}").json()["status"])
@@ -123,6 +133,7 @@ def test_the_bell_rings_when_orders_wait_for_too_long(watched: Watched) -> None:
     watched.worker.suspend()
     try:
         order_id = watched.place(FREE)
+        assert 'expediter_process_up{process="worker-1"} 0.0' in watched.scrape()
         watched.prometheus.until_firing("ExpediterQueueTooOld")
         watched.prometheus.until_firing("ExpediterProcessAway")
     finally:
@@ -134,6 +145,8 @@ def test_the_bell_rings_when_orders_wait_for_too_long(watched: Watched) -> None:
 def test_the_bell_rings_when_the_database_is_away(watched: Watched) -> None:
     """A database that hangs: scrapes are answered all the same, and the alert fires."""
     with watched.database.frozen():
+        wait_until(lambda: 'expediter_dependency_up{dependency="database"} 0.0' in watched.scrape())
+        assert "expediter_http_requests_total{" in watched.scrape()
         watched.prometheus.until_firing("ExpediterDatabaseAway")
         assert "ExpediterAway" not in watched.prometheus.firing()
     wait_until(lambda: "ExpediterDatabaseAway" not in watched.prometheus.firing())

@@ -15,6 +15,7 @@ from expediter.backends.tasks import within
 from expediter.orders.order import MICROSECONDS, Status
 from expediter.run.neighbours import ask
 from expediter.run.service import Service
+from expediter.store.jobs import KINDS
 from expediter.store.overview import Lag, Overview
 from expediter.store.rows import COMPLETED, COMPLETED_TOTAL, COMPLETED_WORK, count_of
 from expediter.telemetry.meters import Family, Sample, counter, gauge, labelled, merged, of_process
@@ -170,7 +171,7 @@ def _jobs(overview: Overview) -> Iterable[Family]:
         "handed_over": jobs.handed_over,
     }
     yield gauge("jobs", "Jobs in each state.", labelled("state", states))
-    oldest = {kind.value: seconds for kind, seconds in overview.oldest.items()}
+    oldest = {kind.value: max(0, jobs.now - jobs.first_due.get(kind, jobs.now)) / MICROSECONDS for kind in KINDS}
     yield gauge(
         "jobs_oldest_age_seconds",
         "For how long the oldest ready job of each stage has been due.",

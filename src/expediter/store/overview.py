@@ -8,11 +8,11 @@ import msgspec
 from sqlalchemy import bindparam, func, select
 
 from expediter.backends.databases import Connection
-from expediter.orders.order import MICROSECONDS, JobKind
+from expediter.orders.order import MICROSECONDS
 from expediter.orders.resilience import Breaker
 from expediter.store import lookups, schema
 from expediter.store.deliveries import WAITING
-from expediter.store.jobs import FIRST_DUE, KINDS, Backlog, backlog
+from expediter.store.jobs import Backlog, backlog
 from expediter.store.statements import POSITION
 from expediter.store.webhooks import ACTIVE, ENDPOINTS_MAX
 
@@ -55,14 +55,10 @@ class Lag(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """The counters, the jobs, the breaker, and each webhook endpoint (ENDPOINTS_MAX at most).
-
-    `oldest` is for how long the first job of each kind has been due (seconds), 0 where none is.
-    """
+    """The counters, the jobs, the breaker, and each webhook endpoint (ENDPOINTS_MAX at most)."""
 
     counters: Mapping[str, int]
     backlog: Backlog
-    oldest: Mapping[JobKind, float]
     breaker: Breaker
     lags: list[Lag]
 
@@ -71,8 +67,6 @@ async def read_overview(connection: Connection) -> Overview:
     """Read it: counters and looks into indexes, so it takes as long for a million orders as for ten."""
     counters = await lookups.counters(connection)
     jobs = await backlog(connection, counters)
-    first_due = (await connection.fetch(FIRST_DUE))[0]
-    oldest = {kind: _seconds(due_at, jobs.now) for kind, due_at in zip(KINDS, first_due, strict=True)}
     breaker = await lookups.breaker(connection)
     lags = []
     endpoints = await connection.fetch(_ENDPOINTS)
@@ -90,7 +84,7 @@ async def read_overview(connection: Connection) -> Overview:
                 failing_seconds=_seconds(failing_since, jobs.now),
             )
         )
-    return Overview(counters, jobs, oldest, breaker, lags)
+    return Overview(counters, jobs, breaker, lags)
 
 
 def _seconds(since: int | None, now: int) -> float:
