@@ -31,10 +31,8 @@ ORDERS_PER_SECOND = 20
 GRAPHS = (
     "expediter:orders_accepted:rate1m",
     "sum by (outcome) (rate(expediter_gateway_call_duration_seconds_count[10s]))",
-    'expediter_gateway_breaker_state{state!="closed"}',
-    "expediter:jobs:max",
-    'expediter:jobs_oldest_age_seconds:max{stage="charge"}',
-    'ALERTS{alertname=~"Expediter.*"}',
+    'expediter_gateway_breaker_state{state="open"}',
+    'expediter:jobs:max{state="ready"}',
 )
 
 
@@ -79,7 +77,7 @@ def draw(folder: Path, url: str, until: float) -> None:
         }
     PICTURE.parent.mkdir(exist_ok=True)
     command = [program("chromium", "chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--window-size=1100,3300", "--virtual-time-budget=30000", f"--user-data-dir={folder}/profile"]
+    command += ["--window-size=900,3060", "--virtual-time-budget=30000", f"--user-data-dir={folder}/profile"]
     command += [f"--screenshot={PICTURE}", f"{url}/graph?{urlencode(asked)}"]
     subprocess.run(command, check=True, timeout=PATIENCE_SECONDS, capture_output=True)
 
@@ -110,6 +108,8 @@ def main() -> None:
                 time.sleep(AFTER)
                 counts = client.get("/orders/metrics").json()["order_status_counts"]
                 print(f"{placed()} orders; {counts}")
+                seconds = ("expediter_overview_seconds", "scrape_duration_seconds")
+                print({name: found.value(f"max(max_over_time({name}[3m]))") for name in seconds})
                 draw(folder, found.url, time.time())
     print(f"drawn: {PICTURE.relative_to(ROOT)}, {PICTURE.stat().st_size} bytes")
 

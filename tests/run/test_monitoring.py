@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,11 +14,12 @@ import psutil
 import pytest
 
 from auditing import wait_until
-from monitoring import Prometheus, always, faster, panels, prometheus, promtool
+from monitoring import DEPLOYED, ROOT, Prometheus, always, faster, panels, prometheus, promtool
 from receiving import Receiver
 from servers import RedisServer, Server, free_port
 from serving import PATIENCE_SECONDS, Program, attending
 
+TEXT = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 PRICED = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2, "price": "1.20"}]}
 FREE = {"customer_name": "Ann", "items": [{"name": "Pen", "quantity": 2}]}
 #: Seconds within which a scrape is answered; then Prometheus, asking every two seconds, would give it up.
@@ -79,6 +81,13 @@ def watched(
         yield Watched(client, found, worker, postgresql)
 
 
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading of the page, without the marks around code."""
+    part = TEXT.split(f"{heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = [line for line in part.splitlines() if line.startswith("| `")]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in lines]
+
+
 def test_the_files_are_what_promtool_takes() -> None:
     """The configuration and its rules are right, and every rule has a name of its own."""
     checked = promtool("check", "config", "prometheus.yml")
@@ -118,6 +127,39 @@ def test_what_is_scraped_is_what_promtool_takes(watched: Watched) -> None:
     """The names and units are by the conventions of Prometheus."""
     checked = promtool("check", "metrics", given=watched.client.get("/metrics").text)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_page_has_every_number_that_is_told(watched: Watched) -> None:
+    """Each name is in one of the two tables, with its kind and its labels; and nothing else is there."""
+    told = watched.scrape()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", told, re.M))
+    own, system = rows("### Of each process"), rows("### Of the whole system")
+    assert {name: kind for name, kind, *_ in own + system} == kinds
+    for name, kind, labels, _ in own + system:
+        bucket = "_bucket" if kind == "histogram" else ""
+        found = re.search(rf"^{name}{bucket}(?:{{(.*)}})? \S+$", told, re.M)
+        assert found is not None, name
+        shown = set(re.findall(r'(\w+)="', found[1] or "")) - {"le"}
+        more = {"process"} if any(name == each[0] for each in own) else set()
+        assert shown == more | set(filter(None, labels.split(", "))), name
+
+
+def test_the_page_has_every_alert(watched: Watched) -> None:
+    """The table has the alerts that there are, in their order, and how urgent they are."""
+    text = (DEPLOYED / "alerts.yml").read_text(encoding="utf-8")
+    alerts = re.findall(r"- alert: (\w+)\n(?:.*\n)*?\s+labels: {severity: (\w+)}", text)
+    assert [tuple(row[:2]) for row in rows("## Alerts")] == alerts
+    assert {name for name, _ in alerts} <= {rule.name for rule in watched.prometheus.rules()}
+
+
+def test_the_commands_of_the_page_work(watched: Watched) -> None:
+    """What is to be typed first works as it stands; Prometheus itself is started as it says by every test here."""
+    first, check, start = re.findall(r"^```sh\n(.*?)```", TEXT, re.M | re.S)[0].splitlines()
+    first = first.replace("http://127.0.0.1:8000/", str(watched.client.base_url).rstrip("/") + "/")
+    for line in (first, check):
+        ended = subprocess.run(line.split(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert start.split()[:2] == ["prometheus", "--config.file=deploy/prometheus/prometheus.yml"]
 
 
 def test_the_bell_rings_when_the_gateway_is_away(watched: Watched) -> None:
