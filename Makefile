@@ -103,6 +103,10 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/events.py
 	$(BIN)/python docs/postman.py
 
+.PHONY: outage
+outage: $(DEV_LOCK) $(PROJECT) ## Draw a minute without the gateway, for docs/monitoring.md (needs prometheus and chromium)
+	@$(BIN)/python tests/outage.py
+
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py $(ARGS)

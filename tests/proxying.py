@@ -79,7 +79,7 @@ def nginx(folder: Path, server: str, http: str = "") -> Iterator[str]:
     configuration = folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, port=port, server=server, http=http))
     command = [program("nginx", "nginx-light"), "-p", str(folder), "-c", str(configuration)]
-    with _running(command, folder, port) as address:
+    with running(command, folder, port) as address:
         yield address
 
 
@@ -89,12 +89,13 @@ def haproxy(folder: Path, upstream: str) -> Iterator[str]:
     port = free_port()
     configuration = folder / "haproxy.cfg"
     configuration.write_text(HAPROXY.format(port=port, upstream=upstream))
-    with _running([program("haproxy", "haproxy"), "-db", "-f", str(configuration)], folder, port) as address:
+    with running([program("haproxy", "haproxy"), "-db", "-f", str(configuration)], folder, port) as address:
         yield address
 
 
 @contextmanager
-def _running(command: list[str], folder: Path, port: int) -> Iterator[str]:
+def running(command: list[str], folder: Path, port: int) -> Iterator[str]:
+    """Run a server until the end of this, and give its address once it listens on `port`."""
     log = folder / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -350,6 +350,10 @@ class Settings(BaseSettings):
     log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field(
         "auto", description="how they are written; `auto`: a service writes text on a terminal, JSON elsewhere"
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port at which `expediter work` tells its metrics; without it, none"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that port; nobody is asked for a key there")
     run_dir: str = Field("run", description="folder for the pid and log files of `up`")
     access_log_file: str = Field("", description="file for one line per request; `-` is stderr")
     access_log_format: str = Field(

@@ -31,9 +31,11 @@ from expediter.store.gathering import Gathering, Group
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing, write_the_same
+from expediter.store.measured import Commits
 from expediter.store.standing import SPARE_SECONDS, Suspension, prolong
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
+from expediter.telemetry.meters import Family
 
 #: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
 SETTLE_SECONDS_MAX = WRITE_SECONDS_MAX
@@ -69,6 +71,7 @@ class Committer:
         self._cache = cache
         self._slot = slot
         self._gathering = Gathering()
+        self._measured = Commits()
         self._wake = asyncio.Event()
         self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
@@ -114,7 +117,8 @@ class Committer:
         Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
         away changes nothing: what it asked for is carried out all the same.
         """
-        done = self._gathering.put(asked, time.monotonic() + ADMIT_SECONDS_MAX, body_bytes)
+        now = time.monotonic()
+        done = self._gathering.put(asked, now, now + ADMIT_SECONDS_MAX, body_bytes)
         self._wake.set()
         return await done
 
@@ -126,7 +130,7 @@ class Committer:
         `alone`: it shares its transaction with nobody.
         """
         await self._gathering.room(len(asked), body_bytes)
-        done = self._gathering.put(asked, math.inf, body_bytes, alone=alone)
+        done = self._gathering.put(asked, time.monotonic(), math.inf, body_bytes, alone=alone)
         self._wake.set()
         return await done
 
@@ -139,6 +143,7 @@ class Committer:
                 groups, late = self._gathering.take(self._begun_at)
                 if late:
                     _fail(late, DatabaseUnavailable(_LATE))
+                self._measured.begin(groups, self._begun_at)
                 try:
                     if groups:
                         await self._commit(groups)
@@ -154,6 +159,7 @@ class Committer:
     async def _commit(self, groups: list[Group], *, again: bool = False) -> None:
         """Carry out a batch; `again`: its commit has failed once, and it is known that nothing was stored."""
         asked = [request for group in groups for request in group.asked]
+        began = time.monotonic()
         try:
             outcomes = await self._write(asked)
         except CommitUncertain as error:
@@ -166,10 +172,12 @@ class Committer:
             self._cache.forget_commit(final=True)
             await self._divide(groups, error)
         else:
+            self._measured.end(len(outcomes), began)
             await self._succeed(groups, outcomes)
 
     def _give_up(self, groups: list[Group], error: Exception) -> None:
         self._tell()
+        self._measured.fail()
         self._cache.forget_commit(final=True)
         self.failing = str(error)
         self._known_at = time.monotonic()
@@ -279,6 +287,10 @@ class Committer:
     def under_way_seconds(self) -> float:
         """For how long the transaction under way has been; 0 where there is none."""
         return max(0.0, time.monotonic() - self._begun_at)
+
+    def families(self) -> list[Family]:
+        """Return what this process has measured of its writing."""
+        return self._measured.families(self._gathering, self.under_way_seconds)
 
     async def trouble(self) -> str | None:
         """Return why nothing can be stored; None: something was lately, or an empty transaction can be written."""

@@ -33,6 +33,8 @@ class Group:
     body_bytes: int = 0
     #: Whether it has a transaction to itself: others have failed with it.
     alone: bool = False
+    #: When it began to wait, on the monotonic clock.
+    since: float = 0.0
 
     def fail(self, error: Exception) -> None:
         """Tell whoever asked, unless they have been told."""
@@ -62,15 +64,25 @@ class Gathering:
         """Let the next batches be twice as large again, up to the limits."""
         self.halvings = max(self.halvings - 1, 0)
 
+    @property
+    def requests(self) -> int:
+        """How many requests wait."""
+        return self._requests
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes their bodies have."""
+        return self._bytes
+
     def put(
-        self, asked: Sequence[Asked], until: float, body_bytes: int, *, alone: bool = False
+        self, asked: Sequence[Asked], since: float, until: float, body_bytes: int, *, alone: bool = False
     ) -> asyncio.Future[list[Outcome]]:
-        """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
+        """Add a group that waits `since` now `until` then. Raises Overloaded when there is no room for it."""
         if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
             raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
         loop = self._loop = self._loop or asyncio.get_running_loop()
         done: asyncio.Future[list[Outcome]] = loop.create_future()
-        self.groups.append(Group(asked, done, until, body_bytes, alone))
+        self.groups.append(Group(asked, done, until, body_bytes, alone, since))
         self._requests += len(asked)
         self._bytes += body_bytes
         return done

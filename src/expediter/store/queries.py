@@ -20,6 +20,7 @@ from expediter.store import lookups
 from expediter.store.feed import Feed
 from expediter.store.jobs import Backlog, backlog
 from expediter.store.lookups import HistoryRow
+from expediter.store.overview import Overview, read_overview
 from expediter.store.rows import count_of
 from expediter.store.submissions import Applied, PageQuery
 from expediter.store.watching import Watch
@@ -254,6 +255,10 @@ class Queries:
     async def breaker(self) -> Breaker:
         """Return the payment gateway's circuit breaker."""
         return await self._database.read(lookups.breaker)
+
+    async def overview(self) -> Overview:
+        """Return how the whole system stands."""
+        return await self._database.read(read_overview)
 
     async def queue(self, statuses: Sequence[Status] = (), limit: int = 0) -> Queue:
         """Return the queue's state, with up to `limit` newest ids in each of these statuses."""

@@ -13,7 +13,19 @@ import msgspec
 
 from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
-from expediter.web.api import admin, batch, events, health, ops, orders, pages, payments, progress, webhooks
+from expediter.web.api import (
+    admin,
+    batch,
+    events,
+    health,
+    metrics,
+    ops,
+    orders,
+    pages,
+    payments,
+    progress,
+    webhooks,
+)
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -45,6 +57,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *admin.OPERATIONS,
     *health.OPERATIONS,
     *ops.OPERATIONS,
+    *metrics.OPERATIONS,
 )
 
 #: Seconds between two looks for requests that take too long.
@@ -162,6 +175,7 @@ class _Application:
                 f"{call.path} has no {call.method}; it has {', '.join(allowed)}",
                 {"Allow": ", ".join(allowed)},
             )
+        call.route = operation.paths[0]
         return operation
 
     def _match(self, call: Call) -> Methods:

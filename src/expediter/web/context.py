@@ -17,6 +17,8 @@ from expediter.settings import Settings
 from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
+from expediter.telemetry.meters import Family
+from expediter.web.tallies import Requests
 
 
 class Hears(Protocol):
@@ -32,6 +34,11 @@ class Hears(Protocol):
         """Return the command for an event of Stripe's; None: it concerns no order."""
 
 
+async def nothing_measured() -> list[Family]:
+    """Return that nothing is measured: the interface is used without a server around it."""
+    return []
+
+
 @dataclass
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
@@ -43,6 +50,8 @@ class Context:
     `verdicts` are what the last looks at each part have found, and since when (Unix microseconds) it has been so.
 
     `send` makes one try to send a body, under a name, to a webhook endpoint.
+
+    `requests` counts what was answered, and `metrics` returns what is measured of the whole service.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -66,6 +75,8 @@ class Context:
     batches: int = 0
     streams: int = 0
     verdicts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    requests: Requests = field(default_factory=Requests)
+    metrics: Callable[[], Awaitable[list[Family]]] = nothing_measured
 
     @property
     def keep(self) -> int:

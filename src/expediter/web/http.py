@@ -165,6 +165,7 @@ class Call:
         "query_string",
         "refusal",
         "request_id",
+        "route",
         "target",
         "task",
         "through",
@@ -201,6 +202,8 @@ class Call:
         #: With and without a slash at the end is the same.
         self.path = path[:-1] if len(path) > 1 and path[-1] == "/" else path
         self.path_values: dict[str, str] = {}
+        #: The canonical path of the operation that is asked for, names in braces; empty: there is none.
+        self.route = ""
         #: The headers by their names; of one that comes more than once, the last.
         self.named = dict(headers)
         given = self.named.get(b"x-request-id")

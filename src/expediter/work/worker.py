@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from time import monotonic
 
 import structlog
 
@@ -36,6 +37,8 @@ from expediter.orders.resilience import (
 )
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
+from expediter.telemetry.meters import Family
+from expediter.work.measured import Work
 from expediter.work.stages import Tools, run
 
 #: Jobs in one claim, at most.
@@ -82,11 +85,16 @@ class Worker:
         self._budget = RetryBudget()
         #: Whether it was said that outcomes wait for the database.
         self._away = False
+        self._measured = Work()
 
     @property
     def busy(self) -> int:
         """How many jobs run now."""
         return len(self._running)
+
+    def families(self) -> list[Family]:
+        """Return what this process has measured of its jobs."""
+        return self._measured.families(self.busy, self._concurrency)
 
     def start(self) -> None:
         """Begin to claim."""
@@ -149,12 +157,14 @@ class Worker:
     async def _claim(self, limit: int) -> Claims | None:
         tools = self._tools
         asked = ClaimDue(self._holder, limit, tools.lease, CLAIMS_MAX, tools.key_prefix, tools.kinds)
+        began = monotonic()
         try:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
             log.warning("jobs cannot be claimed now", error=str(error))
             return None
         assert isinstance(claims, Claims)
+        self._measured.claimed(len(claims.claimed), monotonic() - began)
         self._hear(claims.breaker)
         return claims
 
@@ -178,12 +188,17 @@ class Worker:
         next_step: Claimed | None = claimed
         while next_step is not None:
             until = asyncio.get_running_loop().time() + self._tools.lease / MICROSECONDS
-            calls = next_step.job.kind in GATEWAY_KINDS
+            kind = next_step.job.kind
+            calls = kind in GATEWAY_KINDS
             under_way = self._watch.begin() if calls else 0
+            began = monotonic()
             command, told = await self._attempt(next_step)
+            if told:
+                self._measured.called(kind, command, monotonic() - began)
             report = self._breaker_report(next_step, command, under_way, told=told) if calls else None
             reach("called")
             next_step = await self._hand_in(command, report, until)
+            self._measured.ended(kind, monotonic() - began)
             reach("handed in")
 
     async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:

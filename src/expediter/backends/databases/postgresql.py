@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
+from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Pool, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.postgresql_bulk import (
     Pending,
@@ -360,6 +360,13 @@ class PostgresDatabase(ServerDatabase):
             init=_prepare,
             reset=_leave_as_it_is,
         )
+
+    def pool(self) -> Pool:
+        """See Database."""
+        if self._pool is None:
+            return Pool(0, 0, CONNECTIONS_MAX)
+        size = self._pool.get_size()
+        return Pool(size - self._pool.get_idle_size(), size, CONNECTIONS_MAX)
 
     async def durability_settings(self) -> dict[str, str]:
         """See Database."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,7 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines i
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: What a supervisor hands to its processes.
 Descriptor = Annotated[int | None, typer.Option(hidden=True)]
+Place = Annotated[Path | None, typer.Option(hidden=True)]
 
 _BESIDE = "none here: `expediter work` works orders off"
 
@@ -55,6 +57,7 @@ def serve(
     insecure: Insecure = False,
     listen_fd: Descriptor = None,
     lifeline_fd: Descriptor = None,
+    metrics_socket: Place = None,
 ) -> None:
     """Take orders over HTTP, and work them off in the same processes."""
     from expediter.run import serving
@@ -85,6 +88,7 @@ def serve(
             announce=announce,
             listen_fd=listen_fd,
             lifeline=lifeline,
+            place=metrics_socket,
         ),
         lifeline,
     )
@@ -99,6 +103,7 @@ def work(
         ),
     ] = None,
     lifeline_fd: Descriptor = None,
+    metrics_socket: Place = None,
 ) -> None:
     """Work off orders, without taking any; for use beside `serve --no-workers`."""
     from expediter.run import serving
@@ -108,14 +113,16 @@ def work(
         service=True, worker_concurrency=concurrency, worker_count=None if concurrency is None else 1
     )
 
-    def announce(opened: Service) -> None:
+    def announce(opened: Service, measured_at: str | None) -> None:
         reachable = reachability_lines(opened)
+        if measured_at is not None:
+            reachable.append(f"  metrics  {measured_at}/metrics")
         about = f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once"
         say_opening([about, *reachable])
         if lifeline is not None:
             lifeline.ready(reachable)
 
-    _supervised(serving.work(settings, announce=announce, lifeline=lifeline), lifeline)
+    _supervised(serving.work(settings, announce=announce, lifeline=lifeline, place=metrics_socket), lifeline)
 
 
 @command(app, "up", "up --foreground")
@@ -310,8 +317,15 @@ def _supervise(
         if on_ready is not None:
             on_ready(address, lines)
 
-    supervisor = processes.Supervisor(
-        plans, listener=taken, address=address, drain_seconds=settings.drain_seconds, run_dir=run_dir
-    )
-    if not asyncio.run(supervisor.run(ready)):
-        raise typer.Exit(1)
+    # Not in RUN_DIR: the path of a socket may have a hundred characters.
+    with TemporaryDirectory(prefix="expediter-run-") as sockets:
+        supervisor = processes.Supervisor(
+            plans,
+            listener=taken,
+            address=address,
+            drain_seconds=settings.drain_seconds,
+            sockets=Path(sockets),
+            run_dir=run_dir,
+        )
+        if not asyncio.run(supervisor.run(ready)):
+            raise typer.Exit(1)

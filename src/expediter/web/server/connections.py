@@ -212,6 +212,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _send(self, call: Call, reply: Reply) -> None:
+        self._state.requests.note(call, reply.status)
         call.last = self._is_last(call, reply)
         try:
             begin = head(call, reply, len(reply.body))
@@ -228,6 +229,7 @@ class Connection(asyncio.Protocol):
         self._sent(call, reply, len(body))
 
     async def _stream(self, call: Call, reply: Streamed) -> None:
+        self._state.requests.note(call, reply.status)
         chunked = call.version == "1.1"
         call.last = self._is_last(call, reply) or not chunked
         writer = _Writer(self, chunked=chunked)

@@ -9,6 +9,7 @@ from typing import Protocol
 import structlog
 
 from expediter.web.http import App, Call, Reply
+from expediter.web.tallies import Requests
 
 #: Bytes of answers that clients have not taken, all together, beyond what each may leave; then who is longest
 #: behind is cut off.
@@ -51,9 +52,14 @@ class State:
         connections_max: int,
         drain_seconds: float,
         note: Callable[[Call, Reply, int], None] | None = None,
+        requests: Requests | None = None,
     ) -> None:
-        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body."""
+        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body.
+
+        `requests` counts them, too.
+        """
         self.app = app
+        self.requests = requests or Requests()
         self.connections_max = connections_max
         self.drain_seconds = drain_seconds
         self.note = note
@@ -62,6 +68,8 @@ class State:
         #: What still works for clients that have gone.
         self.left: set[asyncio.Task[None]] = set()
         self.turned_away = 0
+        #: How many ever were.
+        self.turned_away_ever = 0
         self.stopping = False
         self.on_end: Callable[[], None] = lambda: None
         #: Connections whose client does not read, longest first, and the bytes that each has not taken.
@@ -79,6 +87,7 @@ class State:
         if len(self.connections) - self.turned_away <= self.connections_max:
             return False
         self.turned_away += 1
+        self.turned_away_ever += 1
         self.warn("new connections are turned away: there are too many", limit=self.connections_max)
         return True
 
