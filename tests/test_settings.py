@@ -8,7 +8,7 @@ import pytest
 
 from expediter.errors import ConfigurationError
 from expediter.settings import Settings, effective, in_users_words, load_settings, unknown_names
-from expediter.settings.fields import REDIS_PREFIX_CHARACTERS_MAX
+from expediter.settings.written import REDIS_PREFIX_CHARACTERS_MAX
 
 
 @pytest.fixture(autouse=True)

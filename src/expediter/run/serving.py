@@ -16,6 +16,7 @@ from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
 from expediter.web.context import Context
 from expediter.web.server.access_log import access_log
+from expediter.web.server.addresses import Proxies
 from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit
 from expediter.web.server.state import State
 
@@ -76,7 +77,11 @@ async def serve(
     ):
         context = context_of(service, working=working)
         state = State(
-            create_app(context), connections_max=connections_max, drain_seconds=settings.drain_seconds, note=note
+            create_app(context),
+            connections_max=connections_max,
+            drain_seconds=settings.drain_seconds,
+            note=note,
+            proxies=Proxies(settings.proxies),
         )
         server = Server(state)
         stopping = _on_signals(server, context, service, lifeline)

@@ -155,6 +155,7 @@ class Call:
         "client",
         "continued",
         "headers",
+        "key_id",
         "last",
         "method",
         "named",
@@ -163,6 +164,7 @@ class Call:
         "query_string",
         "refusal",
         "request_id",
+        "secure",
         "target",
         "task",
         "through",
@@ -187,7 +189,11 @@ class Call:
         self.headers = headers
         self.arriving = arriving
         self.version = version
+        #: The address of who asks: the peer's, or what a trusted proxy says of it, which also tells of https.
         self.client = client
+        self.secure = False
+        #: The id of the API key that it came with; empty: of none.
+        self.key_id = ""
         self.refusal = refusal
         #: When it began, and when it is answered that it took too long, on the monotonic clock.
         self.began = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 from expediter.errors import BadRequest, Overloaded
 from expediter.web.http import BodyTooSlow, Call, Reply, Streamed
 from expediter.web.problems import bug_reply
+from expediter.web.server.addresses import plain
 from expediter.web.server.heads import CLOSE, CONTINUE, LAST_CHUNK, chunk, head
 from expediter.web.server.refusals import headers_too_slow
 from expediter.web.server.requests import BODY, HEADERS, NOTHING, Requests
@@ -83,8 +84,10 @@ class Connection(asyncio.Protocol):
         """Begin to listen for the first request."""
         self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES_PER_CLIENT)
-        peer = transport.get_extra_info("peername")
-        self._requests = Requests(peer[0] if peer else "", self._want_body)
+        peername = transport.get_extra_info("peername")
+        peer = plain(peername[0]) if peername else ""
+        trusted = self._state.proxies.trusts(peer)
+        self._requests = Requests(peer, self._want_body, self._state.proxies if trusted else None)
         self._surplus = self._state.add(self)
         self._listen(IDLE_SECONDS_MAX)
         if self._state.stopping:

@@ -9,6 +9,7 @@ from typing import Protocol
 import structlog
 
 from expediter.web.http import App, Call, Reply
+from expediter.web.server.addresses import Proxies
 
 #: Bytes of answers that clients have not taken, all together, beyond what each may leave; then who is longest
 #: behind is cut off.
@@ -51,12 +52,17 @@ class State:
         connections_max: int,
         drain_seconds: float,
         note: Callable[[Call, Reply, int], None] | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
-        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body."""
+        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body.
+
+        `proxies` are those that are believed; None: none is.
+        """
         self.app = app
         self.connections_max = connections_max
         self.drain_seconds = drain_seconds
         self.note = note
+        self.proxies = proxies or Proxies()
         self.loop = asyncio.get_running_loop()
         self.connections: set[Watched] = set()
         #: What still works for clients that have gone.
