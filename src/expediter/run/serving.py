@@ -52,6 +52,7 @@ def context_of(service: Service, *, working: bool) -> Context:
         temporary=service.temporary,
         webhooks=service.webhooks,
         send=service.sender.send,
+        tally=service.tally,
     )
 
 

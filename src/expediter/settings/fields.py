@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from expediter.orders.order import Stages
 from expediter.settings import written
 from expediter.settings.choices import Compat, Intake, PaymentCapture
-from expediter.settings.written import REDIS_PREFIX_CHARACTERS_MAX
+from expediter.settings.written import REDIS_PREFIX_CHARACTERS_MAX, Rate
 
 #: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
 #: %(s)s status, %(B)s bytes, %(M)s milliseconds.
@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         "",
         description="proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and "
         "networks, such as `127.0.0.1,10.0.0.0/24`",
+    )
+    rate_limit: Annotated[str, AfterValidator(written.rate)] = Field(
+        "",
+        description="requests that each API key, or else each address, may send, such as `600/minute`; across "
+        "processes they are counted in `REDIS_URL`; without it, there is no limit",
     )
     admin_password: SecretStr | None = Field(
         None, description="opens `/admin/reset` and `/admin/seed`; without it they answer 403"
@@ -312,6 +317,11 @@ class Settings(BaseSettings):
     def proxies(self) -> list[str]:
         """The addresses and networks in TRUSTED_PROXIES."""
         return self.trusted_proxies.split(",") if self.trusted_proxies else []
+
+    @property
+    def rate(self) -> Rate | None:
+        """What RATE_LIMIT says; None: there is no limit."""
+        return written.read_rate(self.rate_limit) if self.rate_limit else None
 
     @property
     def broker(self) -> str:

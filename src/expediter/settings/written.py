@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import NamedTuple
 
 from expediter.orders.money import CURRENCY_DIGITS
 
@@ -88,6 +89,33 @@ def networks(text: str) -> str:
                 f"{each!r} is neither an address nor a network: write 10.0.0.7, or 10.0.0.0/24"
             ) from None
     return ",".join(found)
+
+
+class Rate(NamedTuple):
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: int
+
+
+def rate(text: str) -> str:
+    """Return a rate such as 600/minute. Raises ValueError."""
+    if text:
+        read_rate(text)
+    return text
+
+
+def read_rate(text: str) -> Rate:
+    """Return what a rate means: 600/minute, 10 per 5 seconds. Raises ValueError."""
+    from limits import parse_many
+
+    try:
+        (item,) = parse_many(text)
+    except ValueError:
+        item = None
+    if item is None or item.amount < 1:
+        raise ValueError("write a number and a span, such as 600/minute, 50/second or 1000 per 5 minutes")
+    return Rate(item.amount, item.get_expiry())
 
 
 def linked_port(value: object) -> object:

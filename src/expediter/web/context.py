@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.backends.tallies import SharedTally
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
@@ -17,6 +18,7 @@ from expediter.settings import Settings
 from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
+from expediter.web.limits import WrongSecrets
 
 
 class Hears(Protocol):
@@ -42,6 +44,8 @@ class Context:
 
     `send` makes one try to send a body, under a name, to a webhook endpoint.
 
+    `secrets` knows who has guessed passwords or keys. `tally` None: rates are counted in this process alone.
+
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
 
@@ -60,6 +64,8 @@ class Context:
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None
+    tally: SharedTally | None = None
+    secrets: WrongSecrets = field(default_factory=WrongSecrets)
     draining: bool = False
     batches: int = 0
     streams: int = 0

@@ -38,6 +38,7 @@ JSON: Header = (b"content-type", b"application/json")
 _PASSED_OVER = ("_", "utm_")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 _sorted_json = msgspec.json.Encoder(order="sorted").encode
@@ -332,6 +333,15 @@ class Call:
         if given is None:
             return False
         return given.strip() == "*" or str(version) in _TAG.findall(given)
+
+
+def passed_on(call: Call, reply: Reply) -> Reply:
+    """Return a reply with the headers that go back as they came; the request id may be made."""
+    reply.headers.append((b"x-request-id", call.request_id.encode()))
+    traced = call.named.get(b"traceparent")
+    if traced is not None and _TRACEPARENT.fullmatch(traced):
+        reply.headers.append((b"traceparent", traced))
+    return reply
 
 
 def fingerprinted(asked: Any) -> bytes:
