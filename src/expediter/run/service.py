@@ -210,9 +210,8 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
     committer.on_commit(queries.notice)
-    hints = None
-    if broker is not None:
-        hints = Hints(broker)
+    hints = None if broker is None else Hints(broker)
+    if hints is not None:
         committer.on_commit(hints.notice)
     webhooks, sender = Webhooks(database), _sender(settings, stack)
     return Service(

@@ -80,6 +80,7 @@ async def serve(
         state = State(
             create_app(context),
             connections_max=connections_max,
+            per_address_max=settings.connections_per_address,
             drain_seconds=settings.drain_seconds,
             note=note,
             proxies=Proxies(settings.proxies),

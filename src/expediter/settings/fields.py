@@ -134,6 +134,13 @@ class Settings(BaseSettings):
         description="proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and "
         "networks, such as `127.0.0.1,10.0.0.0/24`",
     )
+    connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="connections that one address may have to a process, unless it is a trusted proxy; without "
+        "it, three quarters of all that the process serves",
+    )
     rate_limit: Annotated[str, AfterValidator(written.rate)] = Field(
         "",
         description="requests that each API key, or else each address, may send, such as `600/minute`; across "
