@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 #: Connections: as many as there may be requests under way.
-CONNECTIONS = 4096
+CONNECTIONS = 2048
 #: Clients that measure what can be stored.
 BUSY = 64
 #: An answer that takes longer is not normal.
@@ -161,11 +161,13 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-async def measure(url: str, pid: int, *, times: float, seconds: float, after_seconds: float) -> dict[str, Any]:
+async def measure(
+    url: str, pid: int, *, measure_seconds: float, times: float, seconds: float, after_seconds: float
+) -> dict[str, Any]:
     """Return what came of it."""
     crowd = Crowd(url)
     await crowd.connect(BUSY)
-    capacity = await crowd.stored_per_second(3.0)
+    capacity = await crowd.stored_per_second(measure_seconds)
     placed = sum(answer.status == 201 for answer in crowd.answers)
     await crowd.connect(CONNECTIONS)
     answers = await crowd.at_a_rate(capacity * times, seconds)
@@ -205,6 +207,9 @@ def _peak_rss_mb(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--measure-seconds", type=float, default=3.0, help="how long what can be stored is measured"
+    )
     parser.add_argument("--after-seconds", type=float, default=8.0, help="how long it is looked at afterwards")
     parser.add_argument("--times", type=float, default=2.0)
     parser.add_argument("--database", default="")
@@ -223,6 +228,7 @@ def main() -> None:
             measured = measure(
                 url,
                 service.pid,
+                measure_seconds=options.measure_seconds,
                 times=options.times,
                 seconds=options.seconds,
                 after_seconds=options.after_seconds,

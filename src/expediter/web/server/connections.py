@@ -90,7 +90,9 @@ class Connection(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         peer = plain(peername[0]) if peername else ""
         trusted = self._state.proxies.trusts(peer)
-        self._requests = Requests(peer, self._want_body, self._state.proxies if trusted else None)
+        self._requests = Requests(
+            peer, self._want_body, self._state.bodies, self._state.proxies if trusted else None
+        )
         self._place = "" if trusted or not peer else place_of(peer)
         self._surplus = self._state.add(self, self._place)
         self._listen(IDLE_SECONDS_MAX)

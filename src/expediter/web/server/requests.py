@@ -9,7 +9,7 @@ from typing import Any
 import httptools
 
 from expediter.errors import BadRequest, ExpediterError
-from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Header
+from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Gathered, Header
 from expediter.web.server import refusals
 from expediter.web.server.addresses import Proxies, came_by_https
 
@@ -26,12 +26,15 @@ class Requests:
     refused, and the connection ends.
     """
 
-    def __init__(self, client: str, on_wanted: Callable[[], None], proxies: Proxies | None = None) -> None:
+    def __init__(
+        self, client: str, on_wanted: Callable[[], None], gathered: Gathered, proxies: Proxies | None = None
+    ) -> None:
         """`client` is its address; `on_wanted` is told that somebody waits for the body of a call.
 
-        `proxies` where the client is one of them: its requests are others'.
+        The bodies count among what is `gathered`. `proxies` where the client is one of them: it asks for others.
         """
         self._client = client
+        self._gathered = gathered
         self._proxies = proxies
         self._on_wanted = on_wanted
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -138,7 +141,7 @@ class Requests:
             parser.get_method().decode("latin-1"),
             target if plain else refusals.origin_form(target),
             self._headers,
-            Body(on_wanted=self._on_wanted),
+            Body(on_wanted=self._on_wanted, gathered=self._gathered),
             version=parser.get_http_version(),
             client=self._client,
         )

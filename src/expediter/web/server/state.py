@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from expediter.errors import ExpediterError, Overloaded
-from expediter.web.http import App, Call, Reply
+from expediter.web.http import App, Call, Gathered, Reply
 from expediter.web.problems import RequestRefused
 from expediter.web.server.addresses import Proxies
 
@@ -78,6 +78,7 @@ class State:
         self.drain_seconds = drain_seconds
         self.note = note
         self.proxies = proxies or Proxies()
+        self.bodies = Gathered()
         self.loop = asyncio.get_running_loop()
         self.connections: set[Watched] = set()
         #: What still works for clients that have gone.
