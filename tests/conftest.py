@@ -63,8 +63,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def idle_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A service without workers: orders stay where its callers leave them."""
-    with Serving(tmp_path_factory.mktemp("idle"), "--no-workers", ADMIN_PASSWORD=ADMIN_PASSWORD) as running:
+    """A service without workers: orders stay where its callers leave them. It believes X-Forwarded-For."""
+    settings = {"ADMIN_PASSWORD": ADMIN_PASSWORD, "TRUSTED_PROXIES": "127.0.0.1"}
+    with Serving(tmp_path_factory.mktemp("idle"), "--no-workers", **settings) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "web": frozenset(
         {"queued", "store", "backends/brokers", "backends/cache", "backends/tasks", "orders", "settings"}
     )
-    | {"backends/addresses"},
+    | {"backends/addresses", "backends/tallies"},
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
     "work": frozenset({"payments", "fulfilment", "store", "orders"})
     | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"}
@@ -50,6 +50,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "httptools": frozenset({"web/server"}),
     "offapi": frozenset({"web"}),
     "redis": frozenset({"backends"}),
+    "limits": frozenset({"backends/tallies", "settings/written"}),
     "aio_pika": frozenset({"backends/brokers"}),
     "aiohttp": frozenset({"backends/calls", "backends/outside", "trial"}),
     "stripe": frozenset({"payments/stripe", "payments/stripe_calls", "payments/stripe_documents"}),

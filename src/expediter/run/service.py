@@ -17,6 +17,7 @@ from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
 from expediter.backends.outside import Outside
+from expediter.backends.tallies import SharedTally, open_tally
 from expediter.backends.tasks import Background
 from expediter.errors import BrokerUnavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
@@ -52,7 +53,7 @@ class Service:
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered. `applier`
     None: this process applies no queued commands. `delivering` None: it sends no webhooks but those that are asked
-    for.
+    for. `tally` None: rates are not counted across processes.
     """
 
     settings: Settings
@@ -72,6 +73,7 @@ class Service:
     sender: Sender
     delivering: Delivering | None
     housekeeping: Background
+    tally: SharedTally | None
     drain_until: float | None = None
 
     def begin_drain(self) -> None:
@@ -206,9 +208,8 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
     committer.on_commit(queries.notice)
-    hints = None
-    if broker is not None:
-        hints = Hints(broker)
+    hints = None if broker is None else Hints(broker)
+    if hints is not None:
         committer.on_commit(hints.notice)
     webhooks, sender = Webhooks(database), _sender(settings, stack)
     return Service(
@@ -229,7 +230,15 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         sender=sender,
         delivering=_delivering(database, queries, sender, webhooks) if working else None,
         housekeeping=Background("housekeeping", committer.keep_house),
+        tally=_tally(settings, stack),
     )
+
+
+def _tally(settings: Settings, stack: AsyncExitStack) -> SharedTally | None:
+    tally = open_tally(settings.redis if settings.rate else "", prefix=settings.redis_prefix)
+    if tally is not None:
+        stack.push_async_callback(tally.close)
+    return tally
 
 
 def _sender(settings: Settings, stack: AsyncExitStack) -> Sender:

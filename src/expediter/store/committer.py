@@ -27,7 +27,7 @@ from expediter.errors import (
     Unavailable,
 )
 from expediter.store import emptying
-from expediter.store.gathering import Gathering, Group
+from expediter.store.gathering import ADMIT_SECONDS_MAX, Gathering, Group
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing, write_the_same
@@ -46,8 +46,6 @@ TELL_SECONDS_MAX = 0.002
 BUGS_IN_A_ROW = 5
 #: How often that is tried for one batch.
 SUSPENSIONS_MAX = 3
-#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
-ADMIT_SECONDS_MAX = 5.0
 #: Seconds for which what became of the last batch is what the health says; then an empty change is tried.
 KNOWN_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
@@ -114,13 +112,18 @@ class Committer:
     async def submit_all(self, asked: Sequence[Asked], body_bytes: int = 0) -> list[Outcome]:
         """Carry out the requests in one transaction and return their outcomes, refusals included.
 
-        Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
-        away changes nothing: what it asked for is carried out all the same.
+        Raises Overloaded when the queue is full or too slow, and what the transaction raised (Unavailable). A
+        caller that goes away changes nothing: what it asked for is carried out all the same.
         """
         now = time.monotonic()
+        self._gathering.admit(now)
         done = self._gathering.put(asked, now, now + ADMIT_SECONDS_MAX, body_bytes)
         self._wake.set()
         return await done
+
+    def admit(self) -> None:
+        """Raise Overloaded while `submit` would: before anything is done for a request that comes to nothing."""
+        self._gathering.admit(time.monotonic())
 
     async def submit_patiently(
         self, asked: Sequence[Asked], body_bytes: int = 0, *, alone: bool = False
@@ -147,6 +150,7 @@ class Committer:
                 try:
                     if groups:
                         await self._commit(groups)
+                        self._gathering.stored(time.monotonic())
                 except Exception as error:
                     # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
                     self._give_up(groups, error)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.backends.tallies import SharedTally
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
@@ -18,6 +19,7 @@ from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
 from expediter.telemetry.meters import Family
+from expediter.web.limits import WrongSecrets
 from expediter.web.tallies import Requests
 
 
@@ -53,6 +55,8 @@ class Context:
 
     `requests` counts what was answered, and `metrics` returns what is measured of the whole service.
 
+    `secrets` knows who has guessed passwords or keys. `tally` None: rates are counted in this process alone.
+
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
 
@@ -71,6 +75,8 @@ class Context:
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None
+    tally: SharedTally | None = None
+    secrets: WrongSecrets = field(default_factory=WrongSecrets)
     draining: bool = False
     batches: int = 0
     streams: int = 0

@@ -83,6 +83,8 @@ STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/problem+json")
+#: Some refusals say who has asked for what, and none is worth keeping.
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 def problem_reply(error: ExpediterError, request_id: str) -> Reply:
@@ -93,7 +95,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         status, title = _status(error)
     if status == 500:
         return bug_reply(error, request_id)
-    headers: list[Header] = [_JSON]
+    headers: list[Header] = [_JSON, _NO_STORE]
     problem = Problem(
         type=f"urn:expediter:problem:{title.lower().replace(' ', '-')}",
         title=title,
@@ -127,7 +129,7 @@ def bug_reply(error: Exception, request_id: str) -> Reply:
         error=text,
         request_id=request_id,
     )
-    return Reply(500, _encode(problem), [_JSON])
+    return Reply(500, _encode(problem), [_JSON, _NO_STORE])
 
 
 def not_taken(call: Call, *media_types: str) -> RequestRefused:

@@ -138,6 +138,12 @@ async def create_order(call: Call, context: Context) -> Reply:
     return _placed_reply(applied.order, applied.lines, short)
 
 
+def refuse_at_once(call: Call, context: Context) -> None:
+    """Refuse a new order while too many wait: before its body is read. Raises Overloaded."""
+    if context.intake is None:
+        context.committer.admit()
+
+
 def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
     return _placed(order_document(order, lines), order.order_id, order.version, short, 201 if short else 202)
 
@@ -337,6 +343,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/orders",),
         handler=create_order,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={202: OrderDocument},
         problems=(409,),
@@ -347,6 +354,7 @@ OPERATIONS = (
         method="POST",
         paths=("/orders",),
         handler=create_order,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={201: Placed, 202: Placed},
         problems=(409,),

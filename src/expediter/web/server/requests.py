@@ -10,8 +10,9 @@ from typing import Any
 import httptools
 
 from expediter.errors import BadRequest, ExpediterError
-from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Header
+from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Gathered, Header
 from expediter.web.server import refusals
+from expediter.web.server.addresses import Proxies, came_by_https
 
 #: What a connection is in the middle of reading.
 NOTHING, HEADERS, BODY = range(3)
@@ -26,9 +27,16 @@ class Requests:
     refused, and the connection ends.
     """
 
-    def __init__(self, client: str, on_wanted: Callable[[], None]) -> None:
-        """`client` is its address; `on_wanted` is told that somebody waits for the body of a call."""
+    def __init__(
+        self, client: str, on_wanted: Callable[[], None], gathered: Gathered, proxies: Proxies | None = None
+    ) -> None:
+        """`client` is its address; `on_wanted` is told that somebody waits for the body of a call.
+
+        The bodies count among what is `gathered`. `proxies` where the client is one of them: it asks for others.
+        """
         self._client = client
+        self._gathered = gathered
+        self._proxies = proxies
         self._on_wanted = on_wanted
         self._parser: Any = httptools.HttpRequestParser(self)
         #: What was read and is not begun; the last may still arrive.
@@ -146,10 +154,13 @@ class Requests:
             parser.get_method().decode("latin-1"),
             target if plain else refusals.origin_form(target),
             self._headers,
-            Body(on_wanted=self._on_wanted),
+            Body(on_wanted=self._on_wanted, gathered=self._gathered),
             version=parser.get_http_version(),
             client=self._client,
         )
+        if self._proxies is not None:
+            call.client = self._proxies.client_of(self._client, self._headers)
+            call.secure = came_by_https(self._headers)
         call.last = not parser.should_keep_alive()
         call.continued = b"expect" not in call.named or call.version == "1.0"
         self._upgrading = parser.should_upgrade()
