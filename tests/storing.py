@@ -112,12 +112,13 @@ def position(at: Place | Path) -> int:
 
 
 def undo_money_and_webhooks(at: Place) -> None:
-    """Take the steps 0008 to 0010 of the database back."""
+    """Take the steps from 0008 on of the database back."""
     if at.address.startswith("postgresql"):
         at.change("ALTER TABLE feed ADD COLUMN position bigint NOT NULL DEFAULT 0")
         at.change("UPDATE feed SET position = (SELECT last_value FROM feed_position)")
         at.change("DROP FUNCTION feed_position_hold, feed_position_settled")
         at.change("DROP SEQUENCE feed_position")
+    at.change("DROP TABLE schema_needs")
     at.change("DROP TABLE webhook_endpoints")
     at.change("DROP TABLE webhook_deliveries")
     at.change("DROP TABLE refunds")

@@ -33,7 +33,7 @@ from expediter.orders.commands import CancelOrder, PlaceOrder
 from expediter.orders.order import Line
 from expediter.store.feed import read_part
 from expediter.store.lookups import counters, orders_with_lines
-from expediter.store.migrations import upgrade
+from expediter.store.migrations import HEAD, upgrade
 from expediter.store.migrations.servers import upgrade_server
 from expediter.store.statements import POSITION
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
@@ -445,7 +445,7 @@ def test_a_server_that_hangs_up_at_once_is_unavailable(scheme: str) -> None:
         uvloop.run(knock())
         for _ in range(20):
             with pytest.raises(DatabaseUnavailable):
-                uvloop.run(upgrade_server(*parse_url(address)))
+                uvloop.run(upgrade_server(*parse_url(address), HEAD))
         listening.shutdown(socket.SHUT_RDWR)
 
 

@@ -9,7 +9,7 @@ import pytest
 from auditing import wait_until
 from expediter.backends.databases import parse_url
 from expediter.errors import ConfigurationError, DatabaseUnavailable
-from expediter.store.migrations import upgrade
+from expediter.store.migrations import HEAD, upgrade
 from expediter.store.migrations.servers import upgrade_server
 from servers import MariadbServer, PostgresServer, Server, in_thread
 
@@ -73,6 +73,6 @@ def test_an_upgrade_that_does_not_end_is_not_waited_for_for_ever(
         holding = other.submit(server.query, name, take)
         wait_until(lambda: server.query(name, look)[0][0] == 1)
         with pytest.raises(DatabaseUnavailable):
-            in_thread(lambda: upgrade_server(backend, url, lock_seconds=1))
+            in_thread(lambda: upgrade_server(backend, url, HEAD, lock_seconds=1))
         holding.result()
-    assert in_thread(lambda: upgrade_server(backend, url))
+    assert in_thread(lambda: upgrade_server(backend, url, HEAD))

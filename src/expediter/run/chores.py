@@ -17,7 +17,7 @@ from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
 from expediter.run.service import gateway_of, open_parts, open_service
 from expediter.settings import Settings, in_users_words, unknown_names
-from expediter.store.migrations import upgrade
+from expediter.store.migrations import HEAD, Standing, standing, upgrade
 from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
@@ -113,9 +113,28 @@ def make_backup(settings: Settings, target: Path) -> int | str:
     return back_up(settings.database, target)
 
 
-def upgrade_database(settings: Settings) -> bool:
-    """Apply outstanding migrations; return whether there were any."""
-    return upgrade(settings.database)
+def upgrade_database(settings: Settings, *, after: bool = False) -> tuple[bool, str]:
+    """Make the steps that are missing; `after`: all of them. Return whether any was, and what waits in words."""
+    changed = upgrade(settings.database, after=after)
+    return changed, waiting_steps(standing(settings.database))
+
+
+def waiting_steps(found: Standing) -> str:
+    """Return in words which steps wait until no process of an older version runs; empty: none does."""
+    if found.newer or not found.lacks(HEAD):
+        return ""
+    return f"Steps behind {found.step}, up to {HEAD}, wait"
+
+
+def _steps(settings: Settings) -> Finding:
+    found = standing(settings.database)
+    if found.newer:
+        detail = f"at step {found.step}, of a newer version; this one (step {HEAD}) can work beside it"
+    elif waits := waiting_steps(found):
+        detail = f"{waits}: `expediter db upgrade --after`, once no process of an older version runs"
+    else:
+        detail = f"at step {found.step}, which is this version's"
+    return Finding("steps", "ok", detail)
 
 
 async def examine(settings: Settings, findings: list[Finding]) -> None:
@@ -131,6 +150,7 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
         findings.append(Finding(what, "failed", f"{error}. Nothing is stored until it can be used"))
         await _examine_parts(settings, findings, stored=False)
     else:
+        findings.append(await asyncio.to_thread(_steps, settings))
         await _examine_parts(settings, findings, stored=True)
     if settings.admin_password is None:
         findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, select
 
 from expediter.backends.databases import Connection
-from expediter.orders.order import NEVER, JobKind
+from expediter.orders.order import MICROSECONDS, NEVER, JobKind
 from expediter.store import schema
+from expediter.store.migrations import HEAD
 from expediter.store.rows import DEAD_JOBS, HANDED_OVER, JOBS
+
+#: Seconds for which an order that only a newer version can read is left to its workers.
+LEFT_SECONDS = 5
+
+_STEP = select(schema.alembic_version.c.version_num)
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -89,3 +95,19 @@ async def backlog(connection: Connection, counters: Mapping[str, int]) -> Backlo
         oldest_due_at=oldest if oldest <= now else None,
         first_due=first_due,
     )
+
+
+async def set_aside(connection: Connection, order_ids: Sequence[str], now: int, slot: int) -> None:
+    """Put aside the jobs of orders that cannot be read: parked, since they are damaged.
+
+    In a database that a newer version has changed they may be of that one, and are left to its workers.
+    """
+    ((step,),) = await connection.fetch(_STEP)
+    if step > HEAD:
+        later = now + LEFT_SECONDS * MICROSECONDS
+        rows = [(later, order_id) for order_id in order_ids]
+        await connection.update(schema.jobs, ("due_at",), ("order_id",), rows)
+        return
+    parked = [(None, NEVER, now, order_id) for order_id in order_ids]
+    await connection.update(schema.jobs, ("holder", "due_at", "dead_at"), ("order_id",), parked)
+    await connection.add(schema.counters, [(DEAD_JOBS, slot, len(order_ids))])

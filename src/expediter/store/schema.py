@@ -146,6 +146,12 @@ installation = Table(
     **_MYSQL,
 )
 
+#: The step that this database is at. Alembic makes it, and keeps it up to date.
+alembic_version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+
+#: The oldest step that a program must know to work on this database; see store/migrations.
+schema_needs = Table("schema_needs", metadata, Column("step", String(32), primary_key=True), **_MYSQL)
+
 #: The next action of each order that is not at rest; a parked job keeps its row and has `dead_at`.
 jobs = Table(
     "jobs",

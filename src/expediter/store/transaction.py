@@ -32,10 +32,9 @@ from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
 from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
 from expediter.store.incarnation import READ_AND_HOLD
-from expediter.store.jobs import FIND_DUE, FIRST_DUE, KINDS, NEXT_DUE
+from expediter.store.jobs import FIND_DUE, FIRST_DUE, KINDS, NEXT_DUE, set_aside
 from expediter.store.money import Money
 from expediter.store.rows import (
-    DEAD_JOBS,
     ORDER_CHANGES,
     changed_order_row,
     count_job,
@@ -327,17 +326,15 @@ class _Batch:
         return claimed
 
     async def _readable(self, rows: list[Row], *, park: bool = True) -> list[tuple[Order, Job | None]]:
-        """Return what can be read; an order whose row cannot is parked (`park`), so that it holds up nobody."""
+        """Return what can be read; what cannot is set aside (`park`), so that it holds up nobody."""
         readable, broken = [], []
         for row in rows:
             try:
                 readable.append(read_order_and_job(row))
             except OrderUnreadable:
-                broken.append((None, NEVER, self._now, row[0]))
+                broken.append(row[0])
         if broken and park:
-            columns = ("holder", "due_at", "dead_at")
-            await self._connection.update(schema.jobs, columns, ("order_id",), broken)
-            await self._connection.add(schema.counters, [(DEAD_JOBS, self._slot, len(broken))])
+            await set_aside(self._connection, broken, self._now, self._slot)
         return readable
 
     async def _next_due(self, breaker: Breaker, kinds: Set[JobKind]) -> int | None:

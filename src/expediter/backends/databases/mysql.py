@@ -18,7 +18,7 @@ from sqlalchemy.sql import Executable
 from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Pool, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
-from expediter.backends.databases.statements import Compiler
+from expediter.backends.databases.statements import Compiler, insert_into
 from expediter.backends.points import reach
 from expediter.errors import (
     CommitUncertain,
@@ -86,8 +86,9 @@ class MysqlConnection:
         await self._insert(table, rows)
 
     async def _insert(self, table: Table, rows: Sequence[Row], upsert: str = "") -> None:
+        into = insert_into(table, "`")
         marks = f"({', '.join(['%s'] * len(table.columns))})"
-        await self._of_rows(rows, lambda n: f"INSERT INTO {table.name} VALUES {', '.join([marks] * n)} {upsert}")
+        await self._of_rows(rows, lambda n: f"{into} VALUES {', '.join([marks] * n)} {upsert}")
 
     async def _of_rows(self, rows: Sequence[Row], text_of: Callable[[int], str]) -> int:
         """Carry out statements of many rows, none too long for the server; return how many rows they found.

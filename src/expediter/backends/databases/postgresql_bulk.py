@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Table
 
 from expediter.backends.databases import Collision, Row
+from expediter.backends.databases.statements import insert_into
 
 #: What the values of a column are sent as; the first kind that fits.
 _TYPES = ((SmallInteger, "smallint"), (BigInteger, "bigint"), (Integer, "integer"), (String, "text"))
@@ -72,7 +73,7 @@ def _array(kind: str, values: Sequence[Any]) -> str:
 @cache
 def insertion(table: Table) -> Change:
     """Return the change that inserts rows as wide as the table."""
-    return Change(f"INSERT INTO {table.name} SELECT * FROM unnest(", _types(table.columns), ")")
+    return Change(f"{insert_into(table)} SELECT * FROM unnest(", _types(table.columns), ")")
 
 
 @cache
@@ -117,7 +118,7 @@ class _Appending(NamedTuple):
 
     sequence: str
     number: str
-    table: str
+    into: str
     names: str
     rows: Change
 
@@ -131,7 +132,7 @@ class _Appending(NamedTuple):
         parts = [named(changes)] if changes else []
         parts += [
             f"held AS (SELECT {self.sequence}_hold() AS newest{f' WHERE {made} >= 0' if made else ''})",
-            f"appended AS (INSERT INTO {self.table} SELECT nextval('{self.sequence}'), {self.names} "
+            f"appended AS ({self.into} SELECT nextval('{self.sequence}'), {self.names} "
             f"FROM held, {self.rows.text(first)} RETURNING {self.number})",
         ]
         newest = f"greatest(newest, (SELECT max({self.number}) FROM appended))"
@@ -144,7 +145,7 @@ def appending(last: Column[int], table: Table) -> _Appending:
     number, *columns = table.columns
     names = ", ".join(column.name for column in columns)
     rows = Change("unnest(", _types(columns), f") AS v({names})")
-    return _Appending(sequence_of(last), number.name, table.name, names, rows)
+    return _Appending(sequence_of(last), number.name, insert_into(table), names, rows)
 
 
 def sequence_of(last: Column[int]) -> str:

@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
 from expediter.backends.databases import Collision, Pool, Row, T
-from expediter.backends.databases.statements import Compiler
+from expediter.backends.databases.statements import Compiler, insert_into
 from expediter.backends.points import reach
 from expediter.errors import (
     CommitUncertain,
@@ -93,7 +93,7 @@ class SqliteConnection:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             marks = ",".join([row_marks] * len(part))
-            text = f"INSERT INTO {table.name} VALUES {marks} {upsert}"
+            text = f"{insert_into(table)} VALUES {marks} {upsert}"
             self._raw.execute(text, list(chain.from_iterable(part)))
 
     async def add(self, table: Table, rows: Sequence[Row]) -> None:

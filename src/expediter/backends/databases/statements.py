@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from sqlalchemy import Table
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import Executable
 
@@ -60,3 +62,13 @@ class Compiler:
             if len(self._known) < STATEMENTS_MAX:
                 self._known[id(statement)] = known
         return known[1]
+
+
+@cache
+def insert_into(table: Table, quote: str = '"') -> str:
+    """Return the beginning of a statement that inserts rows as wide as the table is here.
+
+    It names the columns: a newer version may have given the table others.
+    """
+    names = ", ".join(f"{quote}{column.name}{quote}" for column in table.columns)
+    return f"INSERT INTO {table.name} ({names})"

@@ -188,13 +188,24 @@ def cache_reset() -> None:
     print_line("Every cache of this database is emptied before its next use")
 
 
-@command(db_app, "db upgrade", name="upgrade")
-def db_upgrade() -> None:
-    """Bring the database's structure to this version; other commands do it by themselves."""
+@command(db_app, "db upgrade", "db upgrade --after", name="upgrade")
+def db_upgrade(
+    before: Annotated[
+        bool, typer.Option("--before", help="What processes of the version before do not mind: the default.")
+    ] = False,
+    after: Annotated[
+        bool, typer.Option("--after", help="Also what may be done only when no such process is left.")
+    ] = False,
+) -> None:
+    """Bring the database's structure to this version; other commands do `--before` by themselves."""
     from expediter.run import chores
 
-    changed = chores.upgrade_database(settings_of())
+    if before and after:
+        raise ConfigurationError("--before and --after are two moments: give one of them")
+    changed, waits = chores.upgrade_database(settings_of(), after=after)
     print_line("The database was upgraded" if changed else "The database is up to date")
+    if waits:
+        print_line(f"{waits}: `expediter db upgrade --after`, once no process of an older version runs")
 
 
 @command(db_app, "db restored", name="restored")

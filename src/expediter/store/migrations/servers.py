@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 from sqlalchemy import text
@@ -14,7 +16,7 @@ from sqlalchemy.pool import NullPool
 from expediter.backends.databases.mysql import STATEMENT_BYTES_MAX, tls_of
 from expediter.backends.databases.postgresql import dsn_of
 from expediter.errors import ConfigurationError, DatabaseUnavailable, reason
-from expediter.store.migrations import HEAD, run_steps
+from expediter.store.migrations import HEAD, NEEDS, Standing, run_steps
 
 #: Seconds that connecting to a database server may take.
 CONNECT_SECONDS_MAX = 5.0
@@ -32,8 +34,20 @@ _LOCK_NAME = "expediter-upgrade"
 _LOCK_NUMBER = 6_720_412
 
 
-async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECONDS_MAX) -> bool:
-    """Take the database at `url` to the newest step; see `upgrade`. `kind`: postgresql or mysql."""
+async def upgrade_server(kind: str, url: URL, wanted: str, *, lock_seconds: int = LOCK_SECONDS_MAX) -> bool:
+    """Take the database at `url` to the step `wanted`; see `upgrade`. `kind`: postgresql or mysql."""
+    async with _connected(kind, url) as connection:
+        return await _upgrade(connection, kind, wanted, lock_seconds)
+
+
+async def standing_of_server(kind: str, url: URL) -> Standing:
+    """Return where the database at `url` stands. `kind`: postgresql or mysql."""
+    async with _connected(kind, url) as connection:
+        return await connection.run_sync(_standing)
+
+
+@asynccontextmanager
+async def _connected(kind: str, url: URL) -> AsyncIterator[AsyncConnection]:
     url = url.set(drivername=f"{kind}+asyncpg" if kind == "postgresql" else f"{kind}+asyncmy")
     engine = _engine(url)
     try:
@@ -52,20 +66,7 @@ async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECOND
         where = f"{url.host}:{url.port}" if url.port else url.host
         raise DatabaseUnavailable(f"The database at {where} cannot be reached: {reason(cause)}") from error
     try:
-        if url.get_backend_name() == "postgresql":
-            await _check_encoding(connection)
-        else:
-            await _check_packets(connection)
-        if await connection.run_sync(_step_of_server) == HEAD:
-            return False
-        await _lock_server(connection, url.get_backend_name(), lock_seconds)
-        if await connection.run_sync(_step_of_server) == HEAD:
-            return False
-        if url.get_backend_name() != "postgresql":
-            await _check_triggers(connection)
-        await connection.run_sync(run_steps)
-        await connection.commit()
-        return True
+        yield connection
     except DBAPIError as error:
         cause = error.orig or error
         if any(words in str(cause).lower() for words in _MAY_NOT):
@@ -77,6 +78,23 @@ async def upgrade_server(kind: str, url: URL, *, lock_seconds: int = LOCK_SECOND
     finally:
         await connection.close()
         await engine.dispose()
+
+
+async def _upgrade(connection: AsyncConnection, kind: str, wanted: str, lock_seconds: int) -> bool:
+    if kind == "postgresql":
+        await _check_encoding(connection)
+    else:
+        await _check_packets(connection)
+    if not (await connection.run_sync(_standing)).lacks(wanted):
+        return False
+    await _lock_server(connection, kind, lock_seconds)
+    if not (await connection.run_sync(_standing)).lacks(wanted):
+        return False
+    if kind != "postgresql":
+        await _check_triggers(connection)
+    await connection.run_sync(run_steps, wanted)
+    await connection.commit()
+    return True
 
 
 def _engine(url: URL) -> AsyncEngine:
@@ -141,10 +159,12 @@ async def _lock_server(connection: AsyncConnection, kind: str, seconds: int) -> 
     await connection.commit()
 
 
-def _step_of_server(connection: Connection) -> str | None:
-    if not connection.dialect.has_table(connection, "alembic_version"):
-        connection.rollback()
-        return None
-    row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+def _standing(connection: Connection) -> Standing:
+    step, needs = None, NEEDS
+    if connection.dialect.has_table(connection, "alembic_version"):
+        row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+        step = str(row[0]) if row else None
+        if step is not None and step > HEAD:
+            needs = str(connection.execute(text("SELECT step FROM schema_needs")).scalar_one())
     connection.rollback()
-    return str(row[0]) if row else None
+    return Standing(step, needs)
