@@ -48,7 +48,7 @@ def gateway(folder: Path, port: int) -> Iterator[None]:
 
 @contextmanager
 def customers(client: httpx2.Client) -> Iterator[Callable[[], int]]:
-    """Place ORDERS_PER_SECOND orders; what is yielded says how many there are."""
+    """Place up to ORDERS_PER_SECOND orders; what is yielded says how many there are."""
     over, placed = threading.Event(), [0]
 
     def place() -> None:
