@@ -116,6 +116,10 @@ load: $(CLIENTS_PYTHON) ## Put load on a service at http://127.0.0.1:8000 for 30
 	@.clients/python/bin/locust --locustfile examples/locustfile.py --headless --only-summary \
 	    --host http://127.0.0.1:8000 --users 50 --spawn-rate 50 --run-time 30s $(ARGS)
 
+.PHONY: bad-input
+bad-input: $(VENV) ## Send all bad input to a service at http://127.0.0.1:8000 (ARGS="http://... --behind-nginx --password ...")
+	@$(BIN)/python tests/bad_input.py $(ARGS)
+
 # Where Go or Node is missing, the rows that are compared with it say so, and the others are measured.
 define BASELINES
 	@$(MAKE) --no-print-directory --keep-going baselines || echo "The rows say what they go without" >&2

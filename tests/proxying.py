@@ -13,6 +13,9 @@ from pathlib import Path
 
 from servers import START_SECONDS_MAX, free_port, missing
 
+#: What the tables of raw requests say of nginx was seen at this version.
+NGINX_VERSION = "1.22"
+
 NGINX = """
 daemon off;
 master_process off;

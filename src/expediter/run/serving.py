@@ -23,6 +23,7 @@ from expediter.web import create_app
 from expediter.web.api.metrics import metrics_app
 from expediter.web.context import Context
 from expediter.web.server.access_log import access_log
+from expediter.web.server.addresses import Proxies
 from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit
 from expediter.web.server.state import State
 
@@ -61,6 +62,7 @@ def context_of(service: Service, *, working: bool) -> Context:
         temporary=service.temporary,
         webhooks=service.webhooks,
         send=service.sender.send,
+        tally=service.tally,
     )
 
 
@@ -93,6 +95,8 @@ async def serve(
             drain_seconds=settings.drain_seconds,
             note=note,
             requests=context.requests,
+            per_address_max=settings.connections_per_address,
+            proxies=Proxies(settings.proxies),
         )
         server = Server(state)
         measuring = Measuring(service, place.name if place else "api-1", place)

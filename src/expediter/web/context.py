@@ -8,6 +8,7 @@ from typing import Protocol
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.backends.tallies import SharedTally
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
@@ -18,6 +19,7 @@ from expediter.store.committer import Committer
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
 from expediter.telemetry.meters import Family
+from expediter.web.limits import WrongSecrets
 from expediter.web.tallies import Requests
 
 
@@ -47,9 +49,13 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `verdicts` are what the last looks at each part have found, and since when (Unix microseconds) it has been so.
+
     `send` makes one try to send a body, under a name, to a webhook endpoint.
 
     `requests` counts what was answered, and `metrics` returns what is measured of the whole service.
+
+    `secrets` knows who has guessed passwords or keys. `tally` None: rates are counted in this process alone.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -69,9 +75,12 @@ class Context:
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None
+    tally: SharedTally | None = None
+    secrets: WrongSecrets = field(default_factory=WrongSecrets)
     draining: bool = False
     batches: int = 0
     streams: int = 0
+    verdicts: dict[str, tuple[str, int]] = field(default_factory=dict)
     requests: Requests = field(default_factory=Requests)
     metrics: Callable[[], Awaitable[list[Family]]] = nothing_measured
 

@@ -36,14 +36,14 @@ _TAGS = {
     _SHORT: "The same calls under `/orders`, as older clients know them; `POST` answers 201 there.",
 }
 #: Statuses that any operation may answer.
-_ALWAYS = (400, 405, 503)
+_ALWAYS = (400, 405, 429, 503)
 _HEADERS = {
     "Allow": {"schema": {"type": "string"}, "description": "The methods that this path has."},
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."},
     "ETag": {"schema": {"type": "string"}, "description": "The order's version, in quotes."},
     "Location": {"schema": {"type": "string"}, "description": "Where the order is."},
 }
-_HEADERS_BY_STATUS = {201: ("Location", "ETag"), 405: ("Allow",), 503: ("Retry-After",)}
+_HEADERS_BY_STATUS = {201: ("Location", "ETag"), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def openapi_document(operations: Sequence[Operation]) -> bytes:

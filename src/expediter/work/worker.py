@@ -182,7 +182,7 @@ class Worker:
         self._running.discard(task)
         self._wake.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("a job ended with an error of the worker's own", exc_info=error)
+            log.error("a job ended with an error of the worker's own", often=True, exc_info=error)
 
     async def _work(self, claimed: Claimed) -> None:
         next_step: Claimed | None = claimed
@@ -219,7 +219,7 @@ class Worker:
             return _interrupted(claimed, order), False
         except Exception as error:
             # A stage failed in a way that nobody foresaw: the claim stays counted, so it cannot go on for ever.
-            log.exception("a stage failed", order_id=order.order_id, kind=claimed.job.kind)
+            log.exception("a stage failed", often=True, order_id=order.order_id, kind=claimed.job.kind)
             retry_in = backoff(claimed.job.failures + 1, random.random())
             return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
 
@@ -260,7 +260,9 @@ class Worker:
                     )
                     return None
                 if not self._away:
-                    log.warning("outcomes wait for the database", order_id=command.order_id, error=str(error))
+                    log.warning(
+                        "outcomes wait for the database", often=True, order_id=command.order_id, error=str(error)
+                    )
                 self._away = True
                 await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
         self._away = False
@@ -274,7 +276,7 @@ class Worker:
             log.info("a lease was lost; its outcome is dropped", order_id=command.order_id)
             self._watch.forget()  # its calls failed because this process slept
         elif isinstance(first, ExpediterError):
-            log.error("an outcome was refused", order_id=command.order_id, error=str(first))
+            log.error("an outcome was refused", often=True, order_id=command.order_id, error=str(first))
         elif isinstance(first, Applied) and first.job is not None and first.job.holder == self._holder:
             return Claimed(first.order, first.job)
         return None

@@ -19,6 +19,7 @@ from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Co
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
+from expediter.backends.points import reach
 from expediter.errors import (
     CommitUncertain,
     ConfigurationError,
@@ -237,6 +238,7 @@ class MysqlDatabase(ServerDatabase):
                 await raw.commit()
         except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
             raise CommitUncertain(f"The commit was sent, its outcome is not known: {reason(error)}") from error
+        reach("visible")
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:

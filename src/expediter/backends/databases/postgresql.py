@@ -31,6 +31,7 @@ from expediter.backends.databases.postgresql_bulk import (
 )
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
+from expediter.backends.points import reach
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError, reason
 
 #: Connections of one process, at most.
@@ -295,6 +296,7 @@ class PostgresDatabase(ServerDatabase):
         if connection.is_open:
             with _uncertain(raw):
                 await raw.execute("COMMIT", timeout=WRITE_SECONDS_MAX)
+        reach("visible")
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:

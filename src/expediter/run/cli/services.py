@@ -64,7 +64,7 @@ def serve(
     from expediter.web.server import listener
 
     lifeline = _lifeline(lifeline_fd)
-    settings = settings_of(host=host, port=port, api_workers=processes)
+    settings = settings_of(service=True, host=host, port=port, api_workers=processes)
     at_once = settings.worker_count * settings.worker_concurrency
     if settings.api_workers > 1 and lifeline is None:
         where = f"in each of {settings.api_workers} processes, {at_once} at once"
@@ -109,7 +109,9 @@ def work(
     from expediter.run import serving
 
     lifeline = _lifeline(lifeline_fd)
-    settings = settings_of(worker_concurrency=concurrency, worker_count=None if concurrency is None else 1)
+    settings = settings_of(
+        service=True, worker_concurrency=concurrency, worker_count=None if concurrency is None else 1
+    )
 
     def announce(opened: Service, measured_at: str | None) -> None:
         reachable = reachability_lines(opened)
@@ -136,7 +138,7 @@ def up(
     """Start API_WORKERS serving and WORKER_COUNT working processes; pid and log files are in RUN_DIR."""
     from expediter.run import background, processes
 
-    settings = settings_of(host=host, port=port)
+    settings = settings_of(service=foreground, host=host, port=port)
     pid_file = _pid_file(settings)
     if not foreground:
         arguments = ["up", "--foreground", "--host", settings.host, "--port", str(settings.port)]

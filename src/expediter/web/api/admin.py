@@ -8,6 +8,7 @@ import hmac
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from random import Random
 from typing import Annotated, Any, Literal
 
@@ -175,10 +176,14 @@ async def admin_verify(call: Call, context: Context) -> Reply:
 
 
 async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
-    """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password."""
+    """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password.
+
+    429 for an address that has sent too many wrong ones.
+    """
     call.query()
     call.may_take(math.inf)
     text = await call.body()
+    context.secrets.check(call)  # once more: others may have come while the body did
     secret = context.settings.admin_password
     if secret is None or not secret.get_secret_value():
         raise RequestRefused(403, "Admin calls are off", "Set ADMIN_PASSWORD to allow admin calls")
@@ -193,6 +198,8 @@ async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, Idempote
         if not hmac.compare_digest(given, password):
             given = header.encode()
     if not hmac.compare_digest(given, password):
+        if given:  # who sends none has not guessed
+            context.secrets.wrong_secret(call)
         raise RequestRefused(
             401,
             "Unauthorized",
@@ -200,6 +207,11 @@ async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, Idempote
             {"WWW-Authenticate": 'Basic realm="expediter admin"'},
         )
     return body, call.idempotency_key({"count": body.count}, context.keep)
+
+
+def _slowed(call: Call, context: Context) -> None:
+    """Refuse who has guessed too often, at once: no task is begun and no body is read for it."""
+    context.secrets.check(call)
 
 
 def _basic_password(call: Call) -> str | None:
@@ -212,11 +224,24 @@ def _basic_password(call: Call) -> str | None:
         return None
 
 
+def _unkept(handler: Handler) -> Handler:
+    """Return the handler of an admin call: nobody on the way keeps its answer."""
+
+    @wraps(handler)
+    async def answer(call: Call, context: Context) -> Reply:
+        reply = await handler(call, context)
+        reply.headers.append((b"cache-control", b"no-store"))
+        return reply
+
+    return answer
+
+
 def _admin(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
     return Operation(
         method="POST",
         paths=(path,),
-        handler=handler,
+        handler=_unkept(handler),
+        at_once=_slowed,
         summary=summary,
         tag="admin",
         answers=answers,

@@ -38,7 +38,7 @@ from expediter.web.http import (
 )
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
 from expediter.web.payloads import FulfilmentBody, OrderBody, StatusBody, decode, place_order
-from expediter.web.problems import RequestRefused
+from expediter.web.problems import not_taken
 
 #: Seconds that `?wait=` may hold an answer.
 WAIT_SECONDS_MAX = 30.0
@@ -82,8 +82,7 @@ def path_order_id(call: Call) -> str:
 def require_json(call: Call) -> None:
     """Raise a 415 unless the body is said to be JSON."""
     if not call.has_media_type("application/json"):
-        how = "Send the body as Content-Type: application/json, without a Content-Encoding"
-        raise RequestRefused(415, "Unsupported media type", how)
+        raise not_taken(call, "application/json")
 
 
 class ShownOrder(OrderDocument, frozen=True, kw_only=True):
@@ -139,6 +138,12 @@ async def create_order(call: Call, context: Context) -> Reply:
     return _placed_reply(applied.order, applied.lines, short)
 
 
+def refuse_at_once(call: Call, context: Context) -> None:
+    """Refuse a new order while too many wait: before its body is read. Raises Overloaded."""
+    if context.intake is None:
+        context.committer.admit()
+
+
 def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
     return _placed(order_document(order, lines), order.order_id, order.version, short, 201 if short else 202)
 
@@ -177,9 +182,13 @@ async def get_order(call: Call, context: Context) -> Reply:
             call.may_take(seconds + ANSWER_SECONDS_MAX)
             known = call.header(b"if-none-match")
             if entry.version < min_version:
-                entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
+                beyond = min_version - 1
             elif known is None or call.knows_version(entry.version):
-                entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
+                beyond = entry.version
+            else:
+                beyond = -1
+            if beyond >= 0:
+                entry = await context.queries.wait(order_id, beyond=beyond, seconds=seconds, left=call.leaving())
         if entry.version < min_version:
             raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
     return _shown(call, entry)
@@ -334,6 +343,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/orders",),
         handler=create_order,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={202: OrderDocument},
         problems=(409,),
@@ -344,6 +354,7 @@ OPERATIONS = (
         method="POST",
         paths=("/orders",),
         handler=create_order,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={201: Placed, 202: Placed},
         problems=(409,),
