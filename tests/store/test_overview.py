@@ -46,3 +46,5 @@ async def test_the_overview_counts_jobs_and_how_far_webhooks_are_behind(at: Plac
         assert (later.active, later.events) == (False, 5)
         assert later.seconds > lag.seconds >= 0
         assert found.breaker.state == "closed"
+        pool = database.pool()
+        assert 0 == pool.used < pool.open <= pool.most
