@@ -34,6 +34,7 @@ LONGEST = (
     "test_walk",
     "test_queued_changes",
     "test_processes_up",
+    "test_monitoring",
     "test_cli",
     "test_simulation",
     "test_databases",

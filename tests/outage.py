@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ BEFORE, AWAY, AFTER = 60, 60, 75
 ORDERS_PER_SECOND = 20
 #: What is drawn, one below the other.
 GRAPHS = (
-    "expediter:orders_accepted:rate1m",
+    'sum(rate(expediter_http_requests_total{route="/orders", status="201"}[10s]))',
     "sum by (outcome) (rate(expediter_gateway_call_duration_seconds_count[10s]))",
     'expediter_gateway_breaker_state{state="open"}',
     'expediter:jobs:max{state="ready"}',
@@ -47,7 +48,7 @@ def gateway(folder: Path, port: int) -> Iterator[None]:
 
 @contextmanager
 def customers(client: httpx2.Client) -> Iterator[Callable[[], int]]:
-    """Place ORDERS_PER_SECOND orders; what is yielded says how many there are."""
+    """Place up to ORDERS_PER_SECOND orders; what is yielded says how many there are."""
     over, placed = threading.Event(), [0]
 
     def place() -> None:
@@ -66,18 +67,19 @@ def customers(client: httpx2.Client) -> Iterator[Callable[[], int]]:
 def draw(folder: Path, url: str, until: float) -> None:
     """Let Chromium open the graphs in Prometheus' own page, and keep what it shows."""
     asked: dict[str, str] = {}
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(until))
+    # The page goes by whole minutes.
+    moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime(60 * math.ceil(until / 60)))
     for number, query in enumerate(GRAPHS):
         asked |= {
             f"g{number}.expr": query,
             f"g{number}.tab": "0",
-            f"g{number}.range_input": f"{BEFORE + AWAY + AFTER - 15}s",
+            f"g{number}.range_input": f"{BEFORE + AWAY + AFTER + 45}s",
             f"g{number}.end_input": moment,
             f"g{number}.step_input": "1",
         }
     PICTURE.parent.mkdir(exist_ok=True)
     command = [program("chromium", "chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--window-size=900,3060", "--virtual-time-budget=30000", f"--user-data-dir={folder}/profile"]
+    command += ["--window-size=900,3130", "--virtual-time-budget=30000", f"--user-data-dir={folder}/profile"]
     command += [f"--screenshot={PICTURE}", f"{url}/graph?{urlencode(asked)}"]
     subprocess.run(command, check=True, timeout=PATIENCE_SECONDS, capture_output=True)
 
@@ -98,19 +100,20 @@ def main() -> None:
         client = stack.enter_context(httpx2.Client(base_url=url, timeout=PATIENCE_SECONDS))
         configuration = faster(folder, url.removeprefix("http://"), alerts=False)
         found = stack.enter_context(prometheus(folder, configuration, free_port()))
-        with customers(client) as placed:
-            with gateway(folder, port):
-                time.sleep(BEFORE)
-            print(f"{placed()} orders; the gateway is away")
-            time.sleep(AWAY)
-            with gateway(folder, port):
-                print(f"{placed()} orders; it is back. Firing: {sorted(found.firing())}")
-                time.sleep(AFTER)
-                counts = client.get("/orders/metrics").json()["order_status_counts"]
-                print(f"{placed()} orders; {counts}")
-                seconds = ("expediter_overview_seconds", "scrape_duration_seconds")
-                print({name: found.value(f"max(max_over_time({name}[3m]))") for name in seconds})
-                draw(folder, found.url, time.time())
+        with ExitStack() as until_away:
+            until_away.enter_context(gateway(folder, port))
+            placed = stack.enter_context(customers(client))
+            time.sleep(BEFORE)
+        print(f"{placed()} orders; the gateway is away")
+        time.sleep(AWAY)
+        with gateway(folder, port):
+            print(f"{placed()} orders; it is back. Firing: {sorted(found.firing())}")
+            time.sleep(AFTER)
+            counts = client.get("/orders/metrics").json()["order_status_counts"]
+            print(f"{placed()} orders; {counts}")
+            seconds = ("expediter_overview_seconds", "scrape_duration_seconds")
+            print({name: found.value(f"max(max_over_time({name}[3m]))") for name in seconds})
+            draw(folder, found.url, time.time())
     print(f"drawn: {PICTURE.relative_to(ROOT)}, {PICTURE.stat().st_size} bytes")
 
 

@@ -19,7 +19,6 @@ from expediter.settings import load_settings
 from expediter.telemetry.meters import LABELS_MAX, OTHER, Bounded
 from expediter.web import create_app
 from expediter.web.server.state import State
-from servers import free_port
 from serving import Serving, make_database
 from storing import Place, ask, place
 from test_costs import overheard_sqlite
@@ -51,9 +50,15 @@ def total(numbers: Mapping[str, Mapping[Labels, float]], name: str, **labels: st
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two have the folder of their sockets."""
+    return tmp_path_factory.mktemp("s")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, sockets: Path) -> Iterator[Serving]:
     """Two serving processes on one port."""
-    with Serving(tmp_path_factory.mktemp("two"), "--processes", "2") as service:
+    with Serving(tmp_path_factory.mktemp("two"), "--processes", "2", TMPDIR=str(sockets)) as service:
         yield service
 
 
@@ -125,15 +130,15 @@ def test_openmetrics_for_who_asks_for_it(two: Serving) -> None:
 
 
 def test_a_worker_by_itself_has_a_port_for_them(tmp_path: Path) -> None:
-    """`expediter work` tells at METRICS_PORT what it has measured, and nothing else is there."""
-    port = free_port()
-    with Serving(tmp_path, "--no-workers") as service, working(tmp_path, METRICS_PORT=str(port)) as worker:
-        worker.wait_for(f"metrics  http://127.0.0.1:{port}/metrics")
-        service.until_rest(service.client.post("/orders", json=ORDER).json()["order_id"])
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    """`expediter work` says where its metrics are: at METRICS_PORT, and nothing else is there."""
+    make_database(tmp_path, {})
+    with working(tmp_path, METRICS_PORT="0") as worker:
+        url = worker.wait_for(r"metrics +(http://127\.0\.0\.1:\d+)/metrics")[1]
+        with httpx2.Client(base_url=url) as client:
+            wait_until(lambda: total(scraped(client), "expediter_claim_duration_seconds_count") > 0)
             numbers = scraped(client)
-            assert total(numbers, "expediter_claimed_jobs_total", process="worker-1") == 1
-            assert "expediter_orders" not in numbers  # whoever serves tells that, once
+            assert total(numbers, "expediter_jobs_running_max", process="worker-1") == 100
+            assert "expediter_orders" not in numbers  # whoever serves tells that
             assert client.get("/orders").status_code == 404
 
 
@@ -163,3 +168,11 @@ async def test_scrapes_in_the_same_second_are_one_bounded_read(
     few, many = asked
     assert few == many
     assert 4 < len(few) == len(set(few)) < 8
+
+
+def test_a_supervisor_that_is_killed_leaves_no_folder(two: Serving, sockets: Path) -> None:
+    """Its processes end by themselves, and the last one removes the folder. (It is the last test of the two.)"""
+    (folder,) = sockets.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"api-1", "api-2"}
+    two.kill()
+    wait_until(lambda: not folder.exists())

@@ -10,12 +10,13 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from expediter.run.processes import Lifeline
 from expediter.telemetry.meters import Family
 
 #: Seconds that a process may take to answer another one.
@@ -29,10 +30,13 @@ _families = msgspec.json.Decoder(list[Family])
 
 
 @asynccontextmanager
-async def answering(place: Path | None, measured: Callable[[], list[Family]]) -> AsyncIterator[None]:
+async def answering(
+    place: Path | None, measured: Callable[[], list[Family]], lifeline: Lifeline | None
+) -> AsyncIterator[None]:
     """Answer at `place` for as long as this lasts; None: there is nobody beside this process.
 
-    A process that takes another's place takes its name over when it begins.
+    A process that takes another's place takes its name over when it begins. Its supervisor removes the folder; if
+    that is gone, by its `lifeline`, the last process does.
     """
     if place is None:
         yield
@@ -58,6 +62,15 @@ async def answering(place: Path | None, measured: Callable[[], list[Family]]) ->
             yield
         finally:
             server.close()
+            if lifeline is not None and lifeline.ended:
+                _leave(place)
+
+
+def _leave(place: Path) -> None:
+    """Remove what nobody else will, the folder once it is empty."""
+    with suppress(OSError):
+        place.unlink()
+        place.parent.rmdir()
 
 
 async def ask(place: Path) -> dict[str, list[Family] | None]:

@@ -65,6 +65,8 @@ class Lifeline:
         """Take over an inherited descriptor."""
         self._socket = socket.socket(fileno=descriptor)
         self._socket.set_inheritable(False)
+        #: Whether the other side is gone, as far as `on_end` has noticed.
+        self.ended = False
 
     def ready(self, lines: Sequence[str]) -> None:
         """Report that this process is ready, and what it has to say about it."""
@@ -80,6 +82,7 @@ class Lifeline:
 
         def notice() -> None:
             loop.remove_reader(self._socket)
+            self.ended = True
             log.warning("the supervisor is gone, so this process stops")
             end()
 

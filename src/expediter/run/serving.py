@@ -103,7 +103,7 @@ async def serve(
         measuring.serve(context, state)
         stopping = _on_signals(server, context, service, lifeline)
         try:
-            async with answering(place, measuring.own):
+            async with answering(place, measuring.own, lifeline):
                 announce(service, address_of(listener))
                 await server.serve(listener)
         finally:
@@ -160,7 +160,7 @@ async def work(
             serving = Background("metrics", partial(server.serve, listener)) if listener is not None else None
             if serving is not None:
                 serving.start()
-            async with answering(place, measuring.own):
+            async with answering(place, measuring.own, lifeline):
                 announce(service, None if listener is None else address_of(listener))
                 await stop.wait()
             server.stop()

@@ -117,7 +117,7 @@ class Committer:
         """
         now = time.monotonic()
         self._gathering.admit(now)
-        done = self._gathering.put(asked, now, now + ADMIT_SECONDS_MAX, body_bytes)
+        done = self._gathering.put(asked, now + ADMIT_SECONDS_MAX, body_bytes, since=now)
         self._wake.set()
         return await done
 
@@ -133,7 +133,7 @@ class Committer:
         `alone`: it shares its transaction with nobody.
         """
         await self._gathering.room(len(asked), body_bytes)
-        done = self._gathering.put(asked, time.monotonic(), math.inf, body_bytes, alone=alone)
+        done = self._gathering.put(asked, math.inf, body_bytes, alone=alone, since=time.monotonic())
         self._wake.set()
         return await done
 

@@ -130,9 +130,9 @@ class Gathering:
         return self._requests * max(each, slower)
 
     def put(
-        self, asked: Sequence[Asked], since: float, until: float, body_bytes: int, *, alone: bool = False
+        self, asked: Sequence[Asked], until: float, body_bytes: int, *, alone: bool = False, since: float = 0.0
     ) -> asyncio.Future[list[Outcome]]:
-        """Add a group that waits `since` now `until` then. Raises Overloaded when there is no room for it."""
+        """Add a group that waits `since` now, `until` then. Raises Overloaded when there is no room for it."""
         if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
             raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
         loop = self._loop = self._loop or asyncio.get_running_loop()
