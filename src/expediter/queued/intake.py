@@ -40,7 +40,7 @@ from expediter.queued.message import QueuedCommand, messages, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
-from expediter.store.idempotency import load_answers, replay_answer
+from expediter.store.idempotency import kept_answer, replay_answer
 from expediter.store.incarnation import read_incarnation
 from expediter.store.queries import Queries
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
@@ -182,8 +182,7 @@ class QueuedIntake:
             return self._replay(key, kept)
 
         async def work(connection: Connection) -> tuple[Replayed | None]:
-            known = await load_answers(connection, [key.key], await connection.now())
-            return (replay_answer(key, known[key.key]) if key.key in known else None,)
+            return (await kept_answer(connection, key, await connection.now()),)
 
         looked = await within(self._database.read(work), JUDGE_SECONDS)
         if looked is None:  # the database is away

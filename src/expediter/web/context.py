@@ -15,6 +15,7 @@ from expediter.queued.intake import QueuedIntake
 from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Settings
 from expediter.store.committer import Committer
+from expediter.store.keys import KeyRing, Keys
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
 
@@ -40,6 +41,8 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `keys` are the API keys, and `ring` what this process knows of them.
+
     `send` makes one try to send a body, under a name, to a webhook endpoint.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
@@ -56,6 +59,8 @@ class Context:
     verify: Callable[[float], Awaitable[Verified | None]]
     hear: Hears
     webhooks: Webhooks
+    keys: Keys
+    ring: KeyRing
     send: Callable[[Endpoint, str, bytes, int], Awaitable[Tried]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None

@@ -14,12 +14,16 @@ import msgspec
 import uuid_utils
 from msgspec.structs import replace
 
-from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput
+from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput, Unauthorized
 from expediter.orders.commands import PlaceOrder
 from expediter.orders.order import Stages
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, IdempotencyKey
 
 Header = tuple[bytes, bytes]
+
+#: What a call may do that came without an API key, where one is needed.
+NO_SCOPES: frozenset[Scope] = frozenset()
 
 #: Bytes of one request's body, at most; counted while it arrives.
 BODY_BYTES_MAX = 1024 * 1024
@@ -155,6 +159,7 @@ class Call:
         "client",
         "continued",
         "headers",
+        "key_id",
         "last",
         "method",
         "named",
@@ -163,6 +168,8 @@ class Call:
         "query_string",
         "refusal",
         "request_id",
+        "scopes",
+        "stranger",
         "target",
         "task",
         "through",
@@ -205,6 +212,10 @@ class Call:
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid_utils.uuid7().hex
         #: What waits for the answer, and may be cancelled when that takes too long.
         self.task: asyncio.Task[None] | None = None
+        #: The API key that it came with ('' for none), what that is for, and why nobody is known by it.
+        self.key_id = ""
+        self.scopes: frozenset[Scope] = NO_SCOPES
+        self.stranger: Unauthorized | None = None
         #: Whether a change of status goes all the way.
         self.through = False
         #: Whether its connection ends with the answer.
@@ -297,7 +308,8 @@ class Call:
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.
 
-        `asked` is what the body means, decoded: how it was written does not count.
+        `asked` is what the body means, decoded: how it was written does not count. The same text belongs to each
+        API key by itself; no text that a client can send is kept under a name with a blank.
         """
         given = self.header(b"idempotency-key")
         if given is None:
@@ -308,7 +320,10 @@ class Call:
         if not _KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         seen = hashlib.sha256(f"{self.method} {self.path}\n".encode() + fingerprinted(asked))
-        return IdempotencyKey(key, seen.hexdigest(), keep)
+        if not self.key_id:
+            return IdempotencyKey(key, seen.hexdigest(), keep)
+        owned = f"{self.key_id} {hashlib.sha256(key.encode()).hexdigest()}"
+        return IdempotencyKey(owned, seen.hexdigest(), keep, unowned=key)
 
     def if_version(self) -> int | None:
         """Return the version that If-Match asks for, None for any, -1 for a tag that no version has."""

@@ -24,7 +24,7 @@ from expediter.backends.databases.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
 #: The newest step.
-HEAD = "0010"
+HEAD = "0011"
 
 
 def upgrade(address: str) -> bool:

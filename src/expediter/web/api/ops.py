@@ -244,7 +244,7 @@ async def _page(call: Call, name: str) -> Reply:
 
 
 def _read(path: str, handler: Any, summary: str, answers: dict[int, Any]) -> Operation:
-    return Operation(paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
+    return Operation(paths=(path,), handler=handler, scope=None, summary=summary, tag="service", answers=answers)
 
 
 OPERATIONS = (

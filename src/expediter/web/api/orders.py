@@ -24,6 +24,7 @@ from expediter.orders.commands import (
 from expediter.orders.documents import EventDocument, OrderDocument, event_document, order_document
 from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import (
@@ -321,6 +322,7 @@ def _change_of(
         method=method,
         paths=both(f"/{{order_id}}{rest}"),
         handler=handler,
+        scope=Scope.ORDERS_WRITE,
         summary=summary,
         answers=answers,
         problems=(409, 412),
@@ -334,6 +336,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/orders",),
         handler=create_order,
+        scope=Scope.ORDERS_WRITE,
         summary="Place an order",
         answers={202: OrderDocument},
         problems=(409,),
@@ -344,6 +347,7 @@ OPERATIONS = (
         method="POST",
         paths=("/orders",),
         handler=create_order,
+        scope=Scope.ORDERS_WRITE,
         summary="Place an order",
         answers={201: Placed, 202: Placed},
         problems=(409,),
@@ -353,6 +357,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}"),
         handler=get_order,
+        scope=Scope.ORDERS_READ,
         at_once=get_order_at_once,
         summary="Get an order",
         answers={200: ShownOrder, 304: None},
@@ -391,6 +396,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}/events"),
         handler=order_events,
+        scope=Scope.ORDERS_READ,
         summary="An order's history",
         answers={200: History},
     ),

@@ -11,6 +11,7 @@ from expediter.errors import CallbackRefused, Conflict, ExpediterError, OrderNot
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.documents import RefundDocument, refund_document
 from expediter.orders.order import is_order_id
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, Replayed, Request
 from expediter.web.api.orders import kept, path_order_id, require_json
 from expediter.web.context import Context
@@ -188,6 +189,7 @@ OPERATIONS = (
         method="POST",
         paths=both("/{order_id}/refunds"),
         handler=refund_payment,
+        scope=Scope.ORDERS_WRITE,
         summary="Refund a part or all of an order",
         tag="payments",
         answers={201: RefundDocument, 202: RefundDocument},
@@ -199,6 +201,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}/refunds"),
         handler=list_refunds,
+        scope=Scope.ORDERS_READ,
         summary="An order's refunds",
         tag="payments",
         answers={200: Refunds},
@@ -207,6 +210,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/payments/callback",),
         handler=payment_callback,
+        scope=None,
         summary="Hear from the payment gateway",
         tag="payments",
         answers={204: None},
@@ -223,6 +227,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/payments/stripe",),
         handler=stripe_callback,
+        scope=None,
         summary="Hear from Stripe",
         tag="payments",
         answers={204: None},
