@@ -109,6 +109,7 @@ def test_every_answer_is_in_the_document(
         )
 
     ask()
+    revoke_keys(service)
     for each in service.client.get("/api/v1/webhooks").json()["webhooks"]:
         service.client.delete(f"/api/v1/webhooks/{each['id']}")
 
@@ -118,6 +119,14 @@ def subscribe(service: Serving) -> str:
     made = service.client.post("/api/v1/webhooks", json={"url": "http://127.0.0.1:9/"})
     webhook_id: str = made.json()["id"]
     return webhook_id
+
+
+def revoke_keys(service: Serving) -> None:
+    """Let everybody call again without a key."""
+    admin = {"X-Admin-Password": ADMIN_PASSWORD}
+    for each in service.client.get("/admin/keys", headers=admin).json()["keys"]:
+        if each["revoked_at"] is None:
+            service.client.delete(f"/admin/keys/{each['id']}", headers=admin)
 
 
 def place(service: Serving) -> str:
@@ -233,6 +242,7 @@ def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str
         json=content.get("example"),
         headers={"X-Admin-Password": ADMIN_PASSWORD},
     )
+    revoke_keys(idle_service)
     refused = REFUSED.get(path.rpartition("/")[2])
     assert answer.is_success if refused is None else answer.status_code == refused, answer.text
     assert str(answer.status_code) in operation["responses"]

@@ -16,7 +16,7 @@ from expediter.run.service import Service, open_service
 from expediter.settings import Settings
 from expediter.settings.fields import is_loopback
 from expediter.store.keys import KeyRing, Keys, any_key
-from expediter.store.migrations import upgrade
+from expediter.store.migrations import is_begun, upgrade
 from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
 from expediter.web.context import Context
@@ -28,9 +28,10 @@ from expediter.web.server.state import State
 async def may_listen_wide(settings: Settings, *, insecure: bool) -> bool:
     """Return whether others than this machine may be let in: `insecure` says so, or there is an API key.
 
-    To know that, it brings the database to the newest step. Raises ConfigurationError, Unavailable.
+    To know that, it brings the database, if there is one, to the newest step. Raises ConfigurationError and
+    Unavailable.
     """
-    if insecure or settings.loopback:
+    if insecure or settings.loopback or not is_begun(settings.database):
         return insecure
     await asyncio.to_thread(upgrade, settings.database)
     database = open_database(settings.database)

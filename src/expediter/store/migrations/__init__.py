@@ -41,6 +41,12 @@ def upgrade(address: str) -> bool:
     return asyncio.run(upgrade_server(kind, url))
 
 
+def is_begun(address: str) -> bool:
+    """Return whether there may be something in the database; False: its file is not there."""
+    kind, url = parse_url(address)
+    return kind != "sqlite" or database_path(url).exists()
+
+
 def _upgrade_file(path: Path) -> bool:
     if _step_of_file(path) == HEAD:
         return False

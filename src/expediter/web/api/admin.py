@@ -36,6 +36,14 @@ Count = Annotated[int, Meta(ge=0)]
 Body = TypeVar("Body", bound=AdminPassword)
 
 
+class _Passwords(msgspec.Struct):
+    admin_password: Any = None
+    password: Any = None
+
+
+_read_password = msgspec.json.Decoder(_Passwords).decode
+
+
 class Populated(msgspec.Struct, frozen=True):
     """What became of the made-up orders."""
 
@@ -181,11 +189,19 @@ async def admin_body(call: Call, context: Context, kind: type[Body]) -> Body:
     call.may_take(math.inf)
     text = await call.body()
     check_admin_calls_are_on(context)
+    admit(call, context, _password_in(text))
     if text.strip():
         require_json(call)
-    body = decode(text if text.strip() else b"{}", kind)
-    admit(call, context, body.admin_password or body.password)
-    return body
+    return decode(text if text.strip() else b"{}", kind)
+
+
+def _password_in(text: bytes) -> str | None:
+    """Return the password in a body, whatever else is in it: a stranger need not know what is wrong with that."""
+    try:
+        found = _read_password(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return next((each for each in (found.admin_password, found.password) if each and isinstance(each, str)), None)
 
 
 async def _asked(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
