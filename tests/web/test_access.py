@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from expediter.store.scopes import Scope
 from expediter.web import OPERATIONS, operations_document
 from expediter.web.access import given_keys
 from expediter.web.http import Body, Call
-from serving import Serving, environment, make_database
+from serving import Serving
 from storing import rows
 from wire import exchange, request
 
@@ -252,26 +250,6 @@ def test_the_password_opens_admin_calls_beside_keys(guarded: Guarded, way: str) 
         answer = guarded.service.client.post("/admin/seed", json={"count": 1, **body}, headers=headers)
         assert answer.status_code == status, answer.text
         assert status == 201 or "Basic" in answer.headers["www-authenticate"]
-
-
-def test_a_key_for_admin_calls_needs_no_password(tmp_path: Path) -> None:
-    """Without ADMIN_PASSWORD admin calls are off until there is a key for them; a wrong password is no way in."""
-    make_database(tmp_path, {})
-    with Serving(tmp_path, "--no-workers") as service:
-        assert service.client.post("/admin/seed").status_code == 403
-        words = ("keys", "create", "ops", "--scope", "admin")
-        made = subprocess.run(
-            [sys.executable, "-m", "expediter", *words],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        headers = {"X-API-Key": made.stdout.strip()}
-        wait_until(lambda: service.client.post("/admin/seed", json={"count": 1}, headers=headers).is_success)
-        refused = service.client.post("/admin/seed", headers={"X-Admin-Password": "guessed"})
-        assert (refused.status_code, "Bearer" in refused.headers["www-authenticate"]) == (401, True)
 
 
 def test_a_stranger_s_body_is_not_waited_for(guarded: Guarded) -> None:

@@ -62,7 +62,7 @@ def create_app(context: Context) -> App:
     """Return what answers calls, over an open service."""
     app: App = _Application(context)
     if context.settings.compat is not Compat.NONE:
-        app = Translation(app, DIALECTS[context.settings.compat], context)
+        app = Translation(app, DIALECTS[context.settings.compat], context.queries, context.ring)
     return Origins(app, context.settings.origins) if context.settings.origins else app
 
 

@@ -18,11 +18,12 @@ import msgspec
 from expediter.errors import BadRequest, ExpediterError
 from expediter.orders.documents import timestamp
 from expediter.orders.order import Attempt, PaymentOutcome
+from expediter.store.keys import KeyRing
+from expediter.store.queries import Queries
 from expediter.store.submissions import PageQuery
 from expediter.web.access import identify
 from expediter.web.api.pages import LIST_PARAMETERS, OFFSET_MAX, PAGE_SIZE_MAX, page_query
 from expediter.web.compat.dialect import Dialect, Kind, Refusals
-from expediter.web.context import Context
 from expediter.web.faults import VALUES_MAX, each_once, refuse_constant
 from expediter.web.http import JSON, App, Body, BodyTooLarge, BodyTooSlow, Call, Reply, answered, to_json
 from expediter.web.payloads import ItemBody, OrderBody
@@ -79,12 +80,15 @@ _read_once = partial(
 class Translation:
     """An application before the service's own, for the clients that its dialect is of."""
 
-    def __init__(self, app: App, dialect: Dialect, context: Context) -> None:
-        """Pass requests on to `app` as it understands them, and its answers back as their clients do."""
+    def __init__(self, app: App, dialect: Dialect, queries: Queries, ring: KeyRing) -> None:
+        """Pass requests on to `app` as it understands them, and its answers back as their clients do.
+
+        Of a stranger to `ring` it reads no body: he is refused without it.
+        """
         self._app = app
         self._dialect = dialect
-        self._queries = context.queries
-        self._ring = context.ring
+        self._queries = queries
+        self._ring = ring
 
     def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Translate a request and its answer, where the dialect has something to say of them."""
