@@ -166,10 +166,6 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
         await _examine_parts(settings, findings, stored=False)
     else:
         await _examine_parts(settings, findings, stored=True)
-    if settings.admin_password is None:
-        findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
-    else:
-        findings.append(Finding("admin", "ok", "admin calls ask for the password"))
     findings[:] = [replace(each, detail=in_users_words(each.detail, settings)) for each in findings]
     findings[1:1] = [Finding("settings", "warning", sentence) for sentence in unknown_names()]
 
@@ -187,6 +183,8 @@ async def _examine_parts(settings: Settings, findings: list[Finding], *, stored:
             if stored:
                 await doctor.examine_gateway(service.gateway, service.queries, findings)
             findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
+            if stored:
+                await doctor.examine_keys(Keys(service.database), settings, findings)
     except ExpediterError as error:
         what = "settings" if isinstance(error, ConfigurationError) else "database"
         if not any(finding.verdict == "failed" for finding in findings):

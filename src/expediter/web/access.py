@@ -39,12 +39,11 @@ def identify(call: Call, ring: KeyRing) -> None:
         call.stranger = Unauthorized(_NO_KEY, guessed=False, challenge=_BEARER_CHALLENGE)
         return
     secret = given.pop()
-    if given or not _KEY.fullmatch(secret):
-        call.stranger = _wrong(_NO_KEY_HERE)
-    elif (holder := ring.holder(secret)) is None:
-        call.stranger = _wrong(_WRONG_KEY)
-    else:
+    holder = ring.holder(secret) if not given else None
+    if holder is not None:
         call.key_id, call.scopes = holder.key_id, holder.scopes
+    else:
+        call.stranger = _wrong(_WRONG_KEY if _KEY.fullmatch(secret) and not given else _NO_KEY_HERE)
 
 
 def given_keys(call: Call) -> set[bytes]:
@@ -52,8 +51,12 @@ def given_keys(call: Call) -> set[bytes]:
 
     What comes by another scheme than Bearer is none.
     """
-    if len(call.named) == len(call.headers):
-        values = [(name, call.named[name]) for name in _HEADERS if name in call.named]
+    named = call.named
+    if len(named) == len(call.headers):  # none comes twice
+        own = named.get(b"x-api-key")
+        if own is not None and b"authorization" not in named:
+            return {own.strip()}
+        values = [(name, named[name]) for name in _HEADERS if name in named]
     else:
         values = [(name, value) for name, value in call.headers if name in _HEADERS]
     found = set()
