@@ -99,7 +99,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation_id(operation.handler, short=_is_short(path)),
         "summary": operation.summary,
-        "description": (operation.handler.__doc__ or "").strip(),
+        "description": _description(operation),
         "tags": [_SHORT if _is_short(path) else operation.tag],
         "responses": {
             **{str(status): _answer(status, body, operation.stream) for status, body in operation.answers.items()},
@@ -119,12 +119,19 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
     return described
 
 
+def _description(operation: Operation) -> str:
+    """Return what it does, and the scope that it needs: of keys that are no OAuth, `security` cannot say that."""
+    text = (operation.handler.__doc__ or "").strip()
+    if operation.scope is None:
+        return text
+    return f"{text}\n\nWhere callers need an API key: one for `{operation.scope}`."
+
+
 def _security(operation: Operation) -> list[dict[str, list[str]]]:
     """Return the ways to call it. Without any, there is one more: where there is no API key, nobody needs one."""
     if operation.scope is None:
         return []
-    roles = [operation.scope.value]
-    ways = [{"bearerKey": roles}, {"headerKey": roles}]
+    ways: list[dict[str, list[str]]] = [{"bearerKey": []}, {"headerKey": []}]
     if operation.scope is Scope.ADMIN:
         ways += [{"adminPassword": []}, {"adminBasic": []}]
     return [*ways, {}]
