@@ -103,6 +103,10 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/events.py
 	$(BIN)/python docs/postman.py
 
+.PHONY: outage
+outage: $(DEV_LOCK) $(PROJECT) ## Draw a minute without the gateway, for docs/monitoring.md (needs prometheus and chromium)
+	@$(BIN)/python tests/outage.py
+
 .PHONY: example
 example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders through the service
 	$(BIN)/python examples/online_retail.py $(ARGS)
@@ -111,6 +115,10 @@ example: $(DEV_LOCK) $(PROJECT) ## Send a month of an online shop's orders throu
 load: $(CLIENTS_PYTHON) ## Put load on a service at http://127.0.0.1:8000 for 30 seconds (ARGS="--host ... --users 200")
 	@.clients/python/bin/locust --locustfile examples/locustfile.py --headless --only-summary \
 	    --host http://127.0.0.1:8000 --users 50 --spawn-rate 50 --run-time 30s $(ARGS)
+
+.PHONY: bad-input
+bad-input: $(VENV) ## Send all bad input to a service at http://127.0.0.1:8000 (ARGS="http://... --behind-nginx --password ...")
+	@$(BIN)/python tests/bad_input.py $(ARGS)
 
 # Where Go or Node is missing, the rows that are compared with it say so, and the others are measured.
 define BASELINES

@@ -63,8 +63,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def idle_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A service without workers: orders stay where its callers leave them."""
-    with Serving(tmp_path_factory.mktemp("idle"), "--no-workers", ADMIN_PASSWORD=ADMIN_PASSWORD) as running:
+    """A service without workers: orders stay where its callers leave them. It believes X-Forwarded-For."""
+    settings = {"ADMIN_PASSWORD": ADMIN_PASSWORD, "TRUSTED_PROXIES": "127.0.0.1"}
+    with Serving(tmp_path_factory.mktemp("idle"), "--no-workers", **settings) as running:
         yield running
 
 
@@ -162,8 +163,17 @@ def mortal_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A database of each kind in turn that has no table yet."""
+    if request.param == "sqlite":
+        return Place(f"sqlite:///{tmp_path}/orders.db")
+    server: Server = request.getfixturevalue(request.param)
+    return Place(server.new_database(), server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def at(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty database of each kind in turn."""
+    """A database of each kind in turn, at the newest step, without any order; on SQLite it is made when used."""
     if request.param == "sqlite":
         return Place(f"sqlite:///{tmp_path}/orders.db")
     server: Server = request.getfixturevalue(request.param)

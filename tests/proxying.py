@@ -13,6 +13,9 @@ from pathlib import Path
 
 from servers import START_SECONDS_MAX, free_port, missing
 
+#: What the tables of raw requests say of nginx was seen at this version.
+NGINX_VERSION = "1.22"
+
 NGINX = """
 daemon off;
 master_process off;
@@ -76,7 +79,7 @@ def nginx(folder: Path, server: str, http: str = "") -> Iterator[str]:
     configuration = folder / "nginx.conf"
     configuration.write_text(NGINX.format(folder=folder, port=port, server=server, http=http))
     command = [program("nginx", "nginx-light"), "-p", str(folder), "-c", str(configuration)]
-    with _running(command, folder, port) as address:
+    with running(command, folder, port) as address:
         yield address
 
 
@@ -86,12 +89,13 @@ def haproxy(folder: Path, upstream: str) -> Iterator[str]:
     port = free_port()
     configuration = folder / "haproxy.cfg"
     configuration.write_text(HAPROXY.format(port=port, upstream=upstream))
-    with _running([program("haproxy", "haproxy"), "-db", "-f", str(configuration)], folder, port) as address:
+    with running([program("haproxy", "haproxy"), "-db", "-f", str(configuration)], folder, port) as address:
         yield address
 
 
 @contextmanager
-def _running(command: list[str], folder: Path, port: int) -> Iterator[str]:
+def running(command: list[str], folder: Path, port: int) -> Iterator[str]:
+    """Run a server until the end of this, and give its address once it listens on `port`."""
     log = folder / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

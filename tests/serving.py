@@ -30,6 +30,7 @@ PATIENCE_SECONDS = 120.0
 ADMIN_PASSWORD = "open sesame"
 FAST = {
     "LEASE_SECONDS": "4",
+    "LOG_FORMAT": "text",
     "PAYMENT_MOCK_SUCCESS_RATE": "1",
     "PAYMENT_MOCK_LATENCY_MIN": "0",
     "PAYMENT_MOCK_LATENCY_MAX": "0",
@@ -45,9 +46,14 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return {**kept, **defaults, **settings}
 
 
-@cache
 def _made() -> bytes:
     """Return a database file at the newest step, without any order."""
+    with _making:  # programs are started from several threads, and alembic works in one at a time
+        return _make()
+
+
+@cache
+def _make() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "orders.db"
         upgrade(f"sqlite:///{path}")
@@ -62,6 +68,12 @@ def make_database(folder: Path, settings: dict[str, str]) -> None:
             path.write_bytes(_made())
 
 
+_making = threading.Lock()
+#: What the settings of secrets end with, and what is too short to be looked for in a log.
+_SECRET_NAMES = ("PASSWORD", "TOKEN", "SECRET", "API_KEY")
+SECRET_MIN = 6
+#: A payment token, as orders in these tests have it. Of no program that the tests run the log may have one.
+_TOKEN = re.compile(r"\btok_\w")
 #: How many programs run on a database now, by its address.
 _running: Counter[str] = Counter()
 
@@ -96,6 +108,9 @@ class Program:
 
     def __init__(self, folder: Path, *arguments: str, printed: Path | None = None, **settings: str) -> None:
         self.log: list[str] = []
+        self._secrets = [
+            value for name, value in settings.items() if name.endswith(_SECRET_NAMES) and len(value) >= SECRET_MIN
+        ]
         self._lines: queue.Queue[str | None] = queue.Queue()
         with (printed or Path(os.devnull)).open("wb") as output:
             self.process = subprocess.Popen(
@@ -141,6 +156,10 @@ class Program:
         self._reader.join(PATIENCE_SECONDS)
         if self.process.stderr is not None:
             self.process.stderr.close()
+        told = [
+            line for line in self.log if any(secret in line for secret in self._secrets) or _TOKEN.search(line)
+        ]
+        assert not told, f"the log has a secret or a payment token: {told}"
         return status
 
 

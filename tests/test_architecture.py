@@ -22,7 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "web": frozenset(
         {"queued", "store", "backends/brokers", "backends/cache", "backends/tasks", "orders", "settings"}
     )
-    | {"backends/addresses"},
+    | {"backends/addresses", "backends/tallies"},
     "upkeep": frozenset({"payments", "fulfilment", "queued", "store", "backends", "orders", "settings"}),
     "work": frozenset({"payments", "fulfilment", "store", "orders"})
     | {"backends/brokers", "backends/batching", "backends/points", "backends/tasks"}
@@ -50,6 +50,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "httptools": frozenset({"web/server"}),
     "offapi": frozenset({"web"}),
     "redis": frozenset({"backends"}),
+    "limits": frozenset({"backends/tallies", "settings/written"}),
     "aio_pika": frozenset({"backends/brokers"}),
     "aiohttp": frozenset({"backends/calls", "backends/outside", "trial"}),
     "stripe": frozenset({"payments/stripe", "payments/stripe_calls", "payments/stripe_documents"}),
@@ -63,7 +64,6 @@ INEXACT = frozenset({"orders/resilience", "orders/samples", "orders/documents"})
 #: Where everything may be caught and not raised again: "module:function" -> the reason why.
 ALLOWED_LAST_RESORT: dict[str, str] = {
     "backends/tasks:Background._run": "it is logged whole and the work begins again: nobody else would do it",
-    "queued/settling:Settler._store": "what fails for an unforeseen reason is tried again, then put aside",
     "store/committer:Committer._commit": "one request's bug is its own: the batch is divided",
     "store/committer:Committer._publish": "what is stored is answered as stored, whatever a listener does",
     "store/committer:Committer._run": "all in a broken batch must hear of it, and the next go on",

@@ -125,8 +125,8 @@ QUEUED: Mapping[str, Talk] = {
 #: Ceilings of the calls that one request makes: what was measured on Python 3.11, plus 5 %. SQLite, one process,
 #: INTAKE=direct, requests one after another: from the bytes of a request to those of its answer.
 CALLS: Mapping[str, Calls] = {
-    "POST an order, the event loop": Calls(182, 159),
-    "POST an order, sqlite-writer": Calls(101, 93),
+    "POST an order, the event loop": Calls(186, 168),
+    "POST an order, sqlite-writer": Calls(102, 93),
     "GET an order, hit, the event loop": Calls(38, 46),
     "GET a page, hit, the event loop": Calls(61, 57),
 }

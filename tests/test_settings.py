@@ -8,7 +8,7 @@ import pytest
 
 from expediter.errors import ConfigurationError
 from expediter.settings import Settings, effective, in_users_words, load_settings, unknown_names
-from expediter.settings.fields import REDIS_PREFIX_CHARACTERS_MAX
+from expediter.settings.written import REDIS_PREFIX_CHARACTERS_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,38 @@ def test_what_is_no_port_is_refused(name: str, given: str, monkeypatch: pytest.M
 
 
 LONGEST = "x" * REDIS_PREFIX_CHARACTERS_MAX
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "instead"),
+    [
+        ("RATE_LIMIT", "often", "write a number and a span, such as 600/minute"),
+        ("RATE_LIMIT", "10", "write a number and a span"),
+        ("RATE_LIMIT", "0/minute", "write a number and a span"),
+        ("RATE_LIMIT", "5/second;100/minute", "write a number and a span"),
+        ("TRUSTED_PROXIES", "10.0.0.1,proxy", "'proxy' is neither an address nor a network: write 10.0.0.7"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "'10.0.0.1/8' is neither an address nor a network"),
+    ],
+)
+def test_a_limit_that_cannot_be_read_says_how_it_is_written(
+    name: str, given: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start ends with the name, the value, and an example."""
+    monkeypatch.setenv(name, given)
+    with pytest.raises(ConfigurationError, match=f"^{name}={given} cannot be used: {instead}"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("written", "rate"), [("600/minute", (600, 60)), ("10 per 5 seconds", (10, 5)), ("1/day", (1, 86_400))]
+)
+def test_a_rate_is_so_many_requests_in_so_many_seconds(
+    written: str, rate: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written as the `limits` library reads it; without it there is none."""
+    assert load_settings().rate is None
+    monkeypatch.setenv("RATE_LIMIT", written)
+    assert load_settings().rate == rate
 
 
 @pytest.mark.parametrize("prefix", ["", "shop:", "Shop-1/eu.west_2:", "orders:", "shop:orders:", LONGEST])

@@ -33,10 +33,11 @@ def request(method: str, path: str, body: bytes | None = None, **headers: str) -
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b"")
 
 
-def connect(url: str) -> socket.socket:
-    """Return a connection to the service at `url`."""
+def connect(url: str, source: str = "") -> socket.socket:
+    """Return a connection to the service at `url`, from this address of the machine's if one is given."""
     address = urlsplit(url)
-    connection = socket.create_connection((address.hostname or "", address.port or 80), ANSWER_SECONDS_MAX)
+    place, bound = (address.hostname or "", address.port or 80), (source, 0) if source else None
+    connection = socket.create_connection(place, ANSWER_SECONDS_MAX, bound)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

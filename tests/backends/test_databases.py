@@ -71,12 +71,12 @@ def test_a_password_is_not_shown(address: str) -> None:
     assert "secret" not in open_database(address).describe()
 
 
-def test_ten_upgrades_at_once_do_the_work_once(at: Place) -> None:
+def test_ten_upgrades_at_once_do_the_work_once(bare: Place) -> None:
     """Of ten processes that start together on an empty database one makes the tables, the others find them."""
     with ThreadPoolExecutor(10) as threads:
-        done = list(threads.map(upgrade, [at.address] * 10))
+        done = list(threads.map(upgrade, [bare.address] * 10))
     assert done.count(True) == 1
-    assert rows(at, "SELECT count(*) FROM feed") == [(1,)]
+    assert rows(bare, "SELECT count(*) FROM feed") == [(1,)]
 
 
 def answer(applied: Applied) -> Answer:

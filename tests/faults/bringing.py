@@ -33,6 +33,7 @@ PASSES = {
     "loaded": ("door", "worker"),
     "decided": ("door", "worker"),
     "announced": ("door", "worker"),
+    "visible": ("door", "worker"),
     "committed": ("door", "worker"),
     "told": ("door", "worker"),
     "claimed": ("worker",),

@@ -181,9 +181,9 @@ def ask(gateway: TrialGateway, path: str, body: dict[str, Any], key: str) -> Non
 # What the gateway tells by itself.
 
 
-def signed(document: dict[str, Any], *, secret: str = SECRET, age: float = 0) -> dict[str, Any]:
+def signed(document: dict[str, Any] | str, *, secret: str = SECRET, age: float = 0) -> dict[str, Any]:
     """Return how a document is sent as a callback."""
-    body = json.dumps(document)
+    body = document if isinstance(document, str) else json.dumps(document)
     at = datetime.now(UTC) - timedelta(seconds=age)
     headers = {
         "content-type": "application/json",
@@ -265,6 +265,17 @@ def test_a_callback_that_cannot_be_believed_is_refused(folder: Path) -> None:
         assert send(**signed(payment("A2"))) == 404
         assert send(**signed(payment("A1", amount_minor=1))) == 409
         assert send(**signed({"hello": "world"})) == 400
+        assert service.client.get("/orders/A1").json()["version"] == 1
+
+
+def test_a_callback_that_says_something_twice_is_400(folder: Path) -> None:
+    """A signed document with a name twice in one object could mean either: it changes nothing."""
+    with Serving(folder, "--no-workers", PAYMENT_GATEWAY_SECRET=SECRET) as service:
+        service.client.post("/orders", json=order("A1"))
+        twice = json.dumps(payment("A1")).replace('"status": ', '"status": "declined", "status": ')
+        answer = service.client.post("/api/v1/payments/callback", **signed(twice))
+        assert answer.status_code == 400
+        assert '"status" twice' in answer.json()["error"]
         assert service.client.get("/orders/A1").json()["version"] == 1
 
 

@@ -14,7 +14,6 @@ from expediter.backends.databases.sqlite import SqliteDatabase
 from expediter.orders.commands import PlaceOrder
 from expediter.queued.applier import Applier
 from expediter.queued.message import QueuedCommand, pack
-from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
 from servers import RedisServer
 from serving import PATIENCE_SECONDS
@@ -44,7 +43,7 @@ async def applying(folder: Path, server: RedisServer, database: Broken) -> Async
     broker = RedisBroker(url, claim_idle_seconds=60.0)
     temporary = TemporaryOrders(url, keep_seconds=60)
     async with open_committer(folder, database=database) as committer:
-        applier = Applier(broker, temporary, Settler(committer, temporary, broker))
+        applier = Applier(broker, temporary, committer)
         applier.start()
         try:
             yield broker

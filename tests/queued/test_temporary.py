@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from expediter.backends.redis_client import RedisUnavailable
+from expediter.errors import DuplicateOrder
 from expediter.orders.commands import CancelOrder, DeleteOrder, PlaceOrder
 from expediter.queued.message import QueuedCommand, pack, unpack
 from expediter.queued.temporary import Accepted, Kept, Settled, Temporary, TemporaryOrders
@@ -58,7 +59,8 @@ async def found(orders: TemporaryOrders, order_id: str = "A1") -> Temporary:
 async def test_a_new_order_is_kept_once(orders: TemporaryOrders) -> None:
     """A second new order by the same id is not kept, nor is its command."""
     assert await orders.put([placed("t1")]) == [None]
-    assert await orders.put([placed("t2"), placed("t3", "A2")]) == ["taken", None]
+    before, none = await orders.put([placed("t2"), placed("t3", "A2")])
+    assert (isinstance(before, DuplicateOrder), none) == (True, None)
     assert (await found(orders)).token == "t1"
     assert (await orders.waiting(["t1", "t2", "t3"]))[0] == [True, False, True]
 
@@ -122,7 +124,7 @@ async def test_a_key_is_kept_with_its_answer(orders: TemporaryOrders) -> None:
     assert (await orders.find("A2")).temporary is None
     await orders.settle([Settled(keyed("t1").command)])
     assert (await orders.find("A1", "key")).kept is not None
-    await orders.forget("key")
+    await orders.settle([Settled(keyed("t1").command, error="no such luck")])
     assert await orders.put([keyed("t3", "A3")]) == [None]
 
 
@@ -130,13 +132,13 @@ async def test_what_is_overdue_is_found_by_one_at_a_time(orders: TemporaryOrders
     """A command is due after its time, then held by whoever found it, and due again if it was left to others."""
     await orders.put([placed("t1")])
     assert await orders.overdue(limit=10, for_seconds=60) == []
-    await orders.put([placed("t2", "A2"), change("t3")], seconds=-1)
-    due = await orders.overdue(limit=10, for_seconds=60)
-    assert sorted(command.token for each in due for command in unpack(each)) == ["t2", "t3"]
+    await orders.put([placed("t2", "A2"), change("t3")])
+    await orders.look_again([placed("t2", "A2").command, change("t3").command], seconds=-1)
+    assert sorted(each.token for each in await orders.overdue(limit=10, for_seconds=60)) == ["t2", "t3"]
     assert await orders.overdue(limit=10, for_seconds=60) == []
     forgotten = placed("t4", "A4").command
     await orders.look_again([change("t3").command, forgotten], seconds=-1)
-    again = [command for each in await orders.overdue(limit=10, for_seconds=60) for command in unpack(each)]
+    again = await orders.overdue(limit=10, for_seconds=60)
     assert sorted((command.token, command.left) for command in again) == [("t3", True), ("t4", True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +22,14 @@ from expediter.errors import (
 )
 from expediter.orders.commands import CancelOrder
 from expediter.store.committer import BUGS_IN_A_ROW
-from expediter.store.gathering import BATCH_REQUESTS_MAX, QUEUE_BYTES_MAX, QUEUE_REQUESTS_MAX
+from expediter.store.gathering import (
+    BATCH_REQUESTS_MAX,
+    BURST_SECONDS_MAX,
+    CALM_SECONDS,
+    QUEUE_BYTES_MAX,
+    QUEUE_REQUESTS_MAX,
+    Gathering,
+)
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from storing import Place, applied, ask, open_committer, place, rows
 
@@ -120,6 +128,55 @@ async def test_a_queue_of_large_orders_is_full_by_their_bytes(folder: Path) -> N
         assert committer.commits >= (fitting + 1) // 16
         assert isinstance(await committer.submit(place("later"), size), Applied)
     assert rows(folder, "SELECT count(*) FROM orders") == [(fitting + 3,)]
+
+
+def waiting(queue: Gathering, number: int) -> None:
+    for _ in range(number):
+        queue.put([place("A")], math.inf, 0)
+
+
+async def test_a_standing_queue_refuses_and_a_burst_does_not() -> None:
+    """Many that come at once are let in; where more keep coming than can be stored newcomers are refused.
+
+    The clock is the test's: a batch of 256 takes 0.2 s.
+    """
+    queue, now, batch = Gathering(), 1000.0, 0.2
+    waiting(queue, BATCH_REQUESTS_MAX)
+    queue.take(now)
+    queue.stored(now + batch)
+    waiting(queue, 1280)  # which take a second
+    queue.admit(now + batch)
+    queue.admit(now + batch + BURST_SECONDS_MAX - 0.01)
+    with pytest.raises(Overloaded, match="1280 requests wait to be stored, for 1"):
+        queue.admit(now + batch + BURST_SECONDS_MAX)
+    for number in range(3):
+        queue.take(now + number * batch)
+        queue.stored(now + (number + 1) * batch)
+    queue.admit(now + 1.0)  # two batches always may wait
+    waiting(queue, BATCH_REQUESTS_MAX)
+    with pytest.raises(Overloaded):  # it has just been too much: no burst is let in
+        queue.admit(now + 1.1)
+    later = now + 1.1 + CALM_SECONDS
+    queue.take(later)
+    queue.stored(later + batch)
+    queue.admit(later + batch)
+    waiting(queue, BATCH_REQUESTS_MAX)
+    queue.admit(later + batch)  # it was calm for long enough
+
+
+async def test_what_cannot_be_stored_in_time_is_refused_at_once() -> None:
+    """A newcomer that would have to wait for longer than ADMIT_SECONDS_MAX is not let in, burst or not."""
+    queue, now = Gathering(), 1000.0
+    waiting(queue, BATCH_REQUESTS_MAX)
+    queue.take(now)
+    queue.stored(now + 0.1)
+    queue.admit(now + 1.0)
+    waiting(queue, 4 * BATCH_REQUESTS_MAX)
+    queue.admit(now + 60.0)  # the time in which nothing was under way does not count
+    queue.take(now + 60.0)
+    queue.admit(now + 60.1)
+    with pytest.raises(Overloaded):  # the batch under way takes far longer than the last one did
+        queue.admit(now + 69.0)
 
 
 async def test_work_that_was_accepted_waits_for_room(folder: Path) -> None:

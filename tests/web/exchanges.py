@@ -88,7 +88,12 @@ EXCHANGES = (
     Exchange("HTTP/1.2", get(b"GET /healthz HTTP/1.2"), (505,), nginx=(200, 200)),
     Exchange("HTTP/2 from the start", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (505,), nginx=(400,)),
     Exchange("HTTP/3.0", get(b"GET /healthz HTTP/3.0"), (505,)),
-    Exchange("another protocol", get(b"GET /healthz RTSP/1.0"), (200,), nginx=(400,)),
+    Exchange("another protocol", get(b"GET /healthz RTSP/1.0"), (505,), nginx=(400,)),
+    Exchange("a newer one of that protocol", get(b"GET  /healthz  RTSP/1.1"), (505,), nginx=(400,)),
+    Exchange("a method of that protocol", get(b"DESCRIBE /healthz RTSP/1.0"), (505,), nginx=(400,)),
+    Exchange("a method of that protocol in HTTP", get(b"DESCRIBE /healthz HTTP/1.1"), (501,), nginx=(405, 200)),
+    Exchange("that protocol behind a request", GET + get(b"GET /healthz RTSP/1.0"), (200, 505), nginx=(200, 400)),
+    Exchange("that protocol in a header", get(headers=HOST + b"X: GET /orders RTSP/1.0\r\n"), (200, 200)),
     # Headers.
     Exchange("no Host", get(headers=b""), (400,)),
     Exchange("two Hosts", get(headers=HOST + HOST), (400,)),
@@ -179,6 +184,24 @@ EXCHANGES = (
     Exchange("an upgrade to HTTP/2", sized(headers=UPGRADE.replace(b"websocket", b"h2c")), (201, 200)),
     # What cannot be read behind what can.
     Exchange("nonsense behind a request", GET + b"\x00\x00", (200, 400)),
+    Exchange(
+        "a method that nobody knows behind a request",
+        GET + get(b"FOO /healthz HTTP/1.1"),
+        (200, 501),
+        nginx=(200, 405, 200),
+    ),
+    Exchange(
+        "a method that nobody knows behind an order",
+        sized() + get(b"FOO /healthz HTTP/1.1"),
+        (201, 501),
+        nginx=(201, 405, 200),
+    ),
+    Exchange(
+        "a method that nobody knows behind many",
+        b"\r\n" + GET + sized() + post(CHUNKED, CHUNKS + b"\r\n") + GET + b"\r\n" + get(b"FOO /healthz HTTP/1.1"),
+        (200, 201, 201, 200, 501),
+        nginx=(200, 201, 201, 200, 405, 200),
+    ),
     Exchange("nonsense behind an order", sized() + b"\x00\x00", (201, 400)),
-    Exchange("bytes beyond a body", sized() + b"abc", (201, 400)),
+    Exchange("bytes beyond a body", sized() + b"abc", (201, 501), nginx=(201, 400)),
 )

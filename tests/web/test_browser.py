@@ -128,7 +128,7 @@ def test_the_pages_of_the_interface_draw(tmp_path: Path, path: str, title: str) 
         assert page.headers["content-encoding"] == "gzip"
         assert int(page.headers["content-length"]) < 700_000
         assert f"<title>{title}</title>" in page.text
-        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'sha256-" in page.headers["content-security-policy"]
         plain = service.client.get(path, headers={"accept-encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.text == page.text

@@ -12,18 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from auditing import wait_until
+from expediter.web.server.state import ADDRESS_SHARE
 from serving import PATIENCE_SECONDS, Program, Serving
-from wire import ANSWER_SECONDS_MAX, Answer, connect, exchange, request
+from wire import ANSWER_SECONDS_MAX, Answer, connect, exchange, read_answer, request
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "connections.py"
 #: Files that a limited service may open, and the connections that it then serves: 192 are kept for other things.
 FILES, SERVED = 300, 108
+#: The same from this one address.
+ALL_FROM_ONE = {"CONNECTIONS_PER_ADDRESS": str(10 * SERVED)}
 PEN = b'{"user_id": 1, "items": [{"name": "Pen", "quantity": 1}]}'
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 PLACE = b"POST /orders HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
@@ -94,8 +97,8 @@ def crowd() -> Iterator[ExitStack]:
         yield stack
 
 
-def opened(crowd: ExitStack, url: str, count: int) -> list[socket.socket]:
-    return [crowd.enter_context(connect(url)) for _ in range(count)]
+def opened(crowd: ExitStack, url: str, count: int, address: str = "127.0.0.1") -> list[socket.socket]:
+    return [crowd.enter_context(connect(url, address)) for _ in range(count)]
 
 
 def test_two_thousand_connections_place_two_orders_each(folder: Path) -> None:
@@ -166,7 +169,7 @@ def test_without_files_it_does_not_start(folder: Path) -> None:
 def test_at_the_limit_new_clients_are_told_to_come_again(folder: Path, crowd: ExitStack) -> None:
     """With all connections taken a new client gets 503 and `Retry-After`; old ones go on; room is used again."""
     access = folder / "access.log"
-    with Serving(folder, "--no-workers", ACCESS_LOG_FILE=str(access)) as service:
+    with Serving(folder, "--no-workers", ACCESS_LOG_FILE=str(access), **ALL_FROM_ONE) as service:
         service.client.close()
         old = opened(crowd, service.url, SERVED)
         assert {ask(each, GET).status for each in old} == {200}
@@ -195,7 +198,7 @@ def test_at_the_limit_new_clients_are_told_to_come_again(folder: Path, crowd: Ex
 @pytest.mark.usefixtures("few_files")
 def test_silent_newcomers_beyond_the_limit_cost_nothing(folder: Path, crowd: ExitStack) -> None:
     """Those that ask for nothing are closed after a second, in turn; old clients are served, nothing is busy."""
-    with Serving(folder, "--no-workers") as service:
+    with Serving(folder, "--no-workers", **ALL_FROM_ONE) as service:
         service.client.close()
         old = opened(crowd, service.url, SERVED)
         assert {ask(each, GET).status for each in old} == {200}
@@ -203,6 +206,46 @@ def test_silent_newcomers_beyond_the_limit_cost_nothing(folder: Path, crowd: Exi
         with idling(service.process.pid):
             assert {each.recv(1) for each in newcomers} == {b""}
         assert {ask(each, GET).status for each in old} == {200}
+
+
+@pytest.mark.usefixtures("few_files")
+def test_one_address_cannot_take_all_connections(folder: Path, crowd: ExitStack) -> None:
+    """Beyond its share an address gets 429 and `Retry-After`, or is cut off, and others are served meanwhile."""
+    share = int(SERVED * ADDRESS_SHARE)
+    with Serving(folder, "--no-workers") as service:
+        service.client.close()
+        old = opened(crowd, service.url, share, "127.0.0.2")
+        assert {ask(each, GET).status for each in old} == {200}
+        # More than all connections: silent, so that each lives for as long as it may.
+        for _ in range(2 * SERVED):
+            with suppress(ConnectionResetError):
+                crowd.enter_context(connect(service.url, "127.0.0.2"))
+        assert exchange(service.url, PLACE_ONE).status == 201  # from 127.0.0.1
+        wait_until(lambda: (found := told(service.url, "127.0.0.2")) is not None and found.status == 429)
+        refused = told(service.url, "127.0.0.2")
+        assert refused is not None
+        assert (refused.json()["status"], refused.headers["retry-after"]) == (429, "1")
+        assert {ask(each, GET).status for each in old} == {200}
+        old[0].close()
+        wait_until(lambda: (found := told(service.url, "127.0.0.2")) is not None and found.status == 200)
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_trusted_proxy_may_take_all_connections(folder: Path, crowd: ExitStack) -> None:
+    """Its connections are those of many clients: only the limit of all counts."""
+    with Serving(folder, "--no-workers", TRUSTED_PROXIES="127.0.0.2") as service:
+        service.client.close()
+        old = opened(crowd, service.url, SERVED, "127.0.0.2")
+        assert {ask(each, GET).status for each in old} == {200}
+        assert exchange(service.url, PLACE_ONE).status == 503
+
+
+def told(url: str, address: str) -> Answer | None:
+    """Return what a client at this address is answered; None: it was cut off."""
+    with suppress(OSError), connect(url, address) as connection:
+        connection.sendall(request("GET", "/orders"))
+        return read_answer(connection)
+    return None
 
 
 def test_running_out_of_files_is_no_busy_loop(folder: Path, crowd: ExitStack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -12,12 +13,24 @@ from pathlib import Path
 import pytest
 from exchanges import CHUNKED, GET, HOST, JSON, LAST, PEN, get, post, sized
 
+from auditing import wait_until
 from expediter.web.http import Body, Call, Reply
 from expediter.web.server.heads import head as answer_head
 from serving import Serving
 from wire import Answer, connect
 
 STREAM = b"Accept: text/event-stream\r\n"
+
+
+def end_its_side(connection: socket.socket) -> None:
+    """Say that no more will come, and go on listening."""
+    connection.shutdown(socket.SHUT_WR)
+
+
+def reset(connection: socket.socket) -> None:
+    """Go without a word: a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +112,32 @@ def test_whoever_says_no_more_still_listens(here: Serving) -> None:
         assert answer(connection).json()["order_id"] == order_id
         assert answer(connection).status == 200
         assert rest(connection) == b""
+
+
+def test_a_reader_that_leaves_gives_up_its_place(folder: Path) -> None:
+    """A wait for an order or for events ends with its reader: the access log has it long before its time is up."""
+    log = folder / "access.log"
+    with Serving(folder, "--no-workers", ACCESS_LOG_FILE=str(log)) as service:
+        order_id = service.client.post("/orders", json=json.loads(PEN)).json()["order_id"]
+        for number, goes in enumerate((end_its_side, reset, socket.socket.close)):
+            for waits in (f"/orders/{order_id}?wait=30", "/api/v1/events?after=now&wait=30"):
+                target = f"{waits}&_={number}"
+                began = time.monotonic()
+                connection = connect(service.url)
+                connection.sendall(get(b"GET %b HTTP/1.1" % target.encode()))
+                assert service.client.get("/healthz").status_code == 200, "the wait has begun"
+                goes(connection)
+                wait_until(lambda target=target: target in log.read_text())
+                assert time.monotonic() - began < 20, target
+                connection.close()
+
+
+def test_what_a_client_that_left_has_written_is_carried_out(here: Serving) -> None:
+    """An order whose client is gone before the answer is stored."""
+    connection = connect(here.url)
+    connection.sendall(sized(json.dumps({**json.loads(PEN), "order_id": "left"}).encode()))
+    connection.close()
+    wait_until(lambda: here.client.get("/orders/left").status_code == 200)
 
 
 def test_answers_come_in_the_order_of_the_requests(here: Serving) -> None:

@@ -11,12 +11,10 @@ from contextlib import ExitStack, suppress
 import pytest
 from exchanges import EXCHANGES, LAST, Exchange
 
-from proxying import nginx, nginx_version
+from proxying import NGINX_VERSION, nginx, nginx_version
 from serving import Serving
 from wire import connect
 
-#: What the table says of nginx was seen at this version.
-NGINX_VERSION = "1.22"
 #: Bytes of the longest exchange that is cut at each of them.
 CUT_BYTES_MAX = 600
 #: Connections that are open at once while exchanges are cut.
@@ -116,7 +114,7 @@ def cuts(exchange: Exchange) -> Iterator[int]:
 def settled(statuses: Sequence[int]) -> list[int]:
     """Return the statuses that do not depend on where a request is cut.
 
-    A body that is on its way is not asked for, and where an unknown method begins is not always known.
+    A body that is on its way is not asked for, and where an unknown method begins behind it is not known.
     """
     return [400 if status == 501 else status for status in statuses if status != 100]
 

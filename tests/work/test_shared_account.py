@@ -67,10 +67,10 @@ def test_a_database_keeps_the_prefix_that_it_was_begun_with(at: Place, tmp_path:
     assert_verified(at.address, None)
 
 
-def test_of_two_first_starts_at_once_one_is_refused(at: Place, tmp_path: Path) -> None:
+def test_of_two_first_starts_at_once_one_is_refused(bare: Place, tmp_path: Path) -> None:
     """With two prefixes at the same moment one of them binds the database, and the other process ends."""
     starts = {
-        prefix: Program(tmp_path, "serve", DATABASE_URL=at.address, GATEWAY_KEY_PREFIX=prefix)
+        prefix: Program(tmp_path, "serve", DATABASE_URL=bare.address, GATEWAY_KEY_PREFIX=prefix)
         for prefix in ("", "shop-2")
     }
     served = []
@@ -87,4 +87,4 @@ def test_of_two_first_starts_at_once_one_is_refused(at: Place, tmp_path: Path) -
     other = starts[refused[0]]
     assert other.stop() == 2
     assert f"this database was begun with {served[0]!r}" in "\n".join(other.log)
-    assert_verified(at.address, None)
+    assert_verified(bare.address, None)

@@ -19,14 +19,20 @@ class Gatherer(Generic[T, R]):
         *,
         items_max: int,
         rounds_max: int = 1,
+        size: Callable[[T], int] | None = None,
+        size_max: int = 0,
     ) -> None:
         """`work` answers up to `items_max` items, in their order; `rounds_max` calls may run side by side.
+
+        Where items have a `size`, those of one call are `size_max` together at most, or one that is larger.
 
         An answer that is an exception is raised to whoever asked for that item, and to nobody else.
         """
         self._work = work
         self._items_max = items_max
         self._rounds_max = rounds_max
+        self._size = size
+        self._size_max = size_max
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._rounds: set[asyncio.Task[None]] = set()
         self._running = 0
@@ -56,7 +62,8 @@ class Gatherer(Generic[T, R]):
 
     async def _rounds_of_calls(self) -> None:
         while self._waiting:
-            taken, self._waiting = self._waiting[: self._items_max], self._waiting[self._items_max :]
+            count = self._fitting()
+            taken, self._waiting = self._waiting[:count], self._waiting[count:]
             try:
                 answers = await self._work([item for item, _ in taken])
             except BaseException as error:
@@ -74,6 +81,16 @@ class Gatherer(Generic[T, R]):
                     answer.set_exception(value)
                 else:
                     answer.set_result(value)
+
+    def _fitting(self) -> int:
+        """Return how many of the items that wait go into the next call."""
+        size = 0
+        if self._size is not None:
+            for count, (item, _) in enumerate(self._waiting[: self._items_max]):
+                size += self._size(item)
+                if count and size > self._size_max:
+                    return count
+        return self._items_max
 
     async def finish(self) -> None:
         """Wait until everything that was asked for is answered."""

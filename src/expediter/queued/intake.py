@@ -8,15 +8,14 @@ nothing is accepted.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import structlog
 import uuid_utils
 from msgspec.structs import replace
 
 from expediter.backends.batching import Gatherer
+from expediter.backends.bounded import Bounded
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.databases import Connection, Database
 from expediter.backends.points import reach
@@ -26,7 +25,6 @@ from expediter.errors import (
     BrokerUnavailable,
     CommitUncertain,
     DuplicateOrder,
-    ExpediterError,
     NotYetApplied,
     OrderNotFound,
     Overloaded,
@@ -36,17 +34,18 @@ from expediter.orders.commands import Command, PlaceOrder
 from expediter.orders.decisions import decide
 from expediter.orders.documents import order_document
 from expediter.orders.order import MICROSECONDS
-from expediter.queued.message import QueuedCommand, messages, pack
+from expediter.queued.message import QueuedCommand, join, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
-from expediter.store.idempotency import kept_answer, replay_answer
+from expediter.store.idempotency import find_answer, load_answers, names_of, replay_answer
 from expediter.store.incarnation import read_incarnation
 from expediter.store.queries import Queries
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
 
-#: Commands in one message, at most.
+#: Commands in one message, and their bytes, at most; one that is larger has a message to itself.
 COMMANDS_PER_MESSAGE = 100
+MESSAGE_BYTES = 512 * 1024
 #: Commands that may wait for their message, and the bytes of the bodies of all that are being accepted; one more
 #: is refused with Overloaded.
 WAITING_MAX = 10_000
@@ -57,10 +56,10 @@ CHANGES_MAX = 100
 JUDGE_SECONDS = 2.0
 #: How long a command of no caller's key is known by its token, in microseconds.
 TOKEN_KEEP = 86_400 * MICROSECONDS
-#: Accepted commands that a process remembers until they are settled, and their bytes; Redis and the broker alone
-#: have older ones.
-REMEMBERED_MAX = 20_000
+#: Bytes of accepted commands that a process remembers until they are settled, and what each costs beside its text,
+#: about; Redis and the broker alone have older ones.
 REMEMBERED_BYTES_MAX = 64 * 1024 * 1024
+REMEMBERED_BYTES = 1024
 #: Seconds between two looks whether Redis has forgotten them, and commands that are looked for at once.
 LOOK_SECONDS = 1.0
 LOOKS_PER_ROUND = 500
@@ -88,12 +87,17 @@ class QueuedIntake:
         self._queries = queries
         self._broker = broker
         self._temporary = temporary
-        self._messages: Gatherer[Accepted, Kept | str | None] = Gatherer(
-            self._send, items_max=COMMANDS_PER_MESSAGE, rounds_max=2
+        self._messages: Gatherer[Accepted, Kept | None] = Gatherer(
+            self._send,
+            items_max=COMMANDS_PER_MESSAGE,
+            rounds_max=2,
+            size=lambda each: len(each.packed),
+            size_max=MESSAGE_BYTES,
         )
         self._accepting_bytes = 0
-        self._remembered: OrderedDict[str, Accepted] = OrderedDict()
-        self._remembered_bytes = 0
+        self._remembered: Bounded[str, Accepted] = Bounded(
+            REMEMBERED_BYTES_MAX, lambda each: len(each.packed) + len(each.order or b"") + REMEMBERED_BYTES
+        )
         self._since = b""
         self._begun = False
         self.background = Background("intake", self._look_after)
@@ -115,123 +119,102 @@ class QueuedIntake:
         Returns what the committer returned where the request had to be stored directly. Raises the refusal, and
         Unavailable when neither broker nor database can take it.
         """
-        if self._messages.waiting >= WAITING_MAX:
-            raise Overloaded(f"{self._messages.waiting} commands wait for the broker; try again")
-        if self._accepting_bytes + body_bytes > WAITING_BYTES_MAX:
-            raise Overloaded(f"{self._accepting_bytes} bytes of commands wait for the broker; try again")
+        waiting = self._messages.waiting
+        if waiting >= WAITING_MAX or self._accepting_bytes + body_bytes > WAITING_BYTES_MAX:
+            raise Overloaded(f"{waiting} commands ({self._accepting_bytes} bytes) wait for the broker; try again")
         self._accepting_bytes += body_bytes
         try:
-            return await self._accept_or_store(request, word, body_bytes)
+            return await self._accept(request, word, body_bytes)
         finally:
             self._accepting_bytes -= body_bytes
 
-    async def _accept_or_store(self, request: Request, word: Word, body_bytes: int) -> Outcome | Queued:
+    async def _accept(self, request: Request, word: Word, body_bytes: int) -> Outcome | Queued:
         now = time.time_ns() // 1000
-        if isinstance(request.command, PlaceOrder):
-            request = replace(request, command=replace(request.command, placed_at=now))
-        try:
-            return await self._accept(request, word, now, body_bytes)
-        except RedisUnavailable as error:
-            return await self._store(request, error, None, body_bytes)
-
-    async def _accept(self, request: Request, word: Word, now: int, body_bytes: int) -> Outcome | Queued:
         command, key = request.command, request.key
-        if not self._begun:
-            await self._look_at_incarnation()
-        found = Found()
-        fresh = isinstance(command, PlaceOrder) and command.fresh
-        if key is not None or not fresh:
-            found = await self._temporary.find(command.order_id, key.key if key else "")
-        if key is not None and (known := await self._answered(key, found.kept)):
-            return known
+        placing = isinstance(command, PlaceOrder)
         if isinstance(command, PlaceOrder):
-            new: bytes | None = await self._judge_new(command, found, now)
-            answer = word(new, 0)
-        else:
-            new = None
-            answer = word(await self._judge(command, found, now), len(found.changes) + 1)
-        token = uuid_utils.uuid7().hex
-        send = QueuedCommand(
-            token=token,
-            command=command,  # type: ignore[arg-type]
-            accepted_at=now,
-            key=key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP)),
-            answer=answer if key else None,
-            behind=() if new else found.waiting,
-            placed=not new and found.pending is not None,
-            incarnation=self._temporary.incarnation,
-        )
+            command = replace(command, placed_at=now)
+            request = replace(request, command=command)
+        fresh = isinstance(command, PlaceOrder) and command.fresh
+        sent = None
         try:
-            in_the_way = await self._messages.ask(Accepted(send, pack([send]), new))
+            if not self._begun:
+                await self._look_at_incarnation()
+            found = Found()
+            if key is not None or not fresh:
+                found = await self._temporary.find(command.order_id, key.key if key else "")
+            if key is not None and (known := await self._answered(key, found.kept)):
+                return known
+            document = await self._judge(command, found, now)
+            answer = word(document, 0 if placing else len(found.changes) + 1)
+            token = uuid_utils.uuid7().hex
+            sent = QueuedCommand(
+                token=token,
+                command=command,  # type: ignore[arg-type]
+                accepted_at=now,
+                key=key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP)),
+                answer=answer if key else None,
+                behind=() if placing else found.waiting,
+                placed=not placing and found.pending is not None,
+                incarnation=self._temporary.incarnation,
+            )
+            in_the_way = await self._messages.ask(Accepted(sent, pack([sent]), document if placing else None))
         except (RedisUnavailable, BrokerUnavailable) as error:
-            return await self._store(request, error, send, body_bytes)
-        if isinstance(in_the_way, Kept) and key is not None:
-            return self._replay(key, in_the_way)
-        if in_the_way is not None:
-            raise DuplicateOrder(command.order_id)
+            return await self._store(request, error, sent, body_bytes)
+        if in_the_way is not None and key is not None:
+            return replay_answer(key, (in_the_way.fingerprint, in_the_way.answer))
         self.failing = None
         return Queued(answer)
 
     async def _answered(self, key: IdempotencyKey, kept: Kept | None) -> Replayed | None:
         """Return what a request with this key was answered. Raises IdempotencyMismatch.
 
-        What Redis keeps counts while the command waits. After that the database has the answer: one that it has
-        not (any more) is of a command that was refused, or restored away.
+        The database has the answer once the command is stored; until then, and while it is away, Redis has it.
         """
-        if kept is not None and any((await self._temporary.waiting([kept.token]))[0]):
-            return self._replay(key, kept)
 
-        async def work(connection: Connection) -> tuple[Replayed | None]:
-            return (await kept_answer(connection, key, await connection.now()),)
+        async def work(connection: Connection) -> dict[str, tuple[str, Answer]]:
+            return await load_answers(connection, list(names_of(key)), await connection.now())
 
-        looked = await within(self._database.read(work), JUDGE_SECONDS)
-        if looked is None:  # the database is away
-            return None if kept is None else self._replay(key, kept)
-        if looked[0] is None and kept is not None:
-            await self._temporary.forget(key.key)
-        return looked[0]
-
-    @staticmethod
-    def _replay(key: IdempotencyKey, kept: Kept) -> Replayed:
-        return replay_answer(key, (kept.fingerprint, kept.answer))
-
-    async def _judge_new(self, command: PlaceOrder, found: Found, now: int) -> bytes:
-        """Return the document of a new order. Raises DuplicateOrder."""
-        if not command.fresh:
-            looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
-            if found.pending is not None or (looked is not None and looked[0] is not None):
-                raise DuplicateOrder(command.order_id)
-        order = decide(None, None, command, now).order
-        assert order is not None  # it is placed
-        return order_document(order, command.lines)
+        known = await within(self._database.read(work), JUDGE_SECONDS) or {}
+        if kept is not None:
+            known.setdefault(key.key, (kept.fingerprint, kept.answer))
+        return find_answer(key, known)
 
     async def _judge(self, command: Command, found: Found, now: int) -> bytes | None:
-        """Return the document of the order as it is now; None: nobody knows. Raises what `decide` raises.
+        """Return the document of the order: a new one, or as it is now; None: nobody knows. Raises the refusal.
 
         A change is judged where the database has the order and nothing waits; else what waits comes first.
         """
+        if isinstance(command, PlaceOrder):
+            looked = None if command.fresh else await self._look_up(command.order_id)
+            if found.pending is not None or (looked is not None and looked[0] is not None):
+                raise DuplicateOrder(command.order_id)
+            placed = decide(None, None, command, now).order
+            assert placed is not None
+            return order_document(placed, command.lines)
         if len(found.changes) >= CHANGES_MAX:
             raise Overloaded(f"{len(found.changes)} changes of order {command.order_id} wait; try again")
         try:
-            looked = await within(self._look_up(command.order_id), JUDGE_SECONDS)
+            looked = await self._look_up(command.order_id)
         except DuplicateOrder:  # it is deleted, and Redis has not heard of it yet
             raise OrderNotFound(command.order_id) from None
-        if looked is not None and looked[0] is not None:
+        if looked is None:
+            return None  # it may be stored, and have gone on
+        if looked[0] is not None:
             order, job, lines = looked[0]
             if found.pending is None and not found.changes:
                 decide(order, job, command, max(now, order.updated_at))
             return order_document(order, lines)
-        if looked is None:
-            return None  # it may be stored, and have gone on
-        if found.pending is not None:
-            return found.pending
-        # Raises, unless it was accepted all the same and Redis had forgotten that.
-        return (await self._queries.order(command.order_id)).body
+        # Where nothing waits this raises, unless it was accepted all the same and Redis had forgotten that.
+        return found.pending or (await self._queries.order(command.order_id)).body
 
-    async def _look_up(self, order_id: str) -> tuple[lookups.Whole | None]:
-        """Return what the database has of an order. Raises DuplicateOrder for one that is deleted."""
-        look = partial(lookups.order_job_and_lines, order_id=order_id, placing=True)
-        return (await self._database.read(look),)
+    async def _look_up(self, order_id: str) -> tuple[lookups.Whole | None] | None:
+        """Return what the database has of an order; None: it does not say. Raises DuplicateOrder if it is gone."""
+
+        async def work(connection: Connection) -> tuple[lookups.Whole | None]:
+            return (await lookups.order_job_and_lines(connection, order_id, placing=True),)
+
+        return await within(self._database.read(work), JUDGE_SECONDS)
 
     async def _store(
         self, request: Request, error: Unavailable, sent: QueuedCommand | None, body_bytes: int
@@ -253,11 +236,11 @@ class QueuedIntake:
             if sent is None:
                 raise
             if request.key is None:  # with a key, what others were answered counts
-                await self._withdraw(Settled(sent, "gone"))
+                await self._withdraw(sent)
             both = f"{away} The broker cannot take it either, or did not say so; it may yet be stored."
             raise CommitUncertain(both) from away
         if sent is not None:
-            await self._withdraw(Settled(sent, "gone" if isinstance(outcome, ExpediterError) else "stored"))
+            await self._withdraw(sent)
         if isinstance(outcome, OrderNotFound):
             await self._queries.order(outcome.order_id)  # raises unless it was accepted and is not stored
         if isinstance(outcome, (NotYetApplied, OrderNotFound)):
@@ -266,34 +249,24 @@ class QueuedIntake:
             return replace(outcome, answer=None)
         return outcome
 
-    async def _withdraw(self, settled: Settled) -> None:
-        self._forget(settled.command.token)
+    async def _withdraw(self, sent: QueuedCommand) -> None:
+        self._remembered.forget(sent.token)
         try:
-            await self._temporary.settle([settled])
+            await self._temporary.settle([Settled(sent, "gone")])
         except RedisUnavailable:
             log.warning("a command that was stored directly stays visible: Redis cannot be reached")
 
-    async def _send(self, accepted: Sequence[Accepted]) -> list[Kept | str | None]:
+    async def _send(self, accepted: Sequence[Accepted]) -> list[Kept | DuplicateOrder | None]:
         """Keep commands for readers and publish them; return what was in the way of each."""
         in_the_way = await self._temporary.put(accepted)
         sending = [each for each, found in zip(accepted, in_the_way, strict=True) if found is None]
-        self._remember(sending)
+        for each in sending:
+            self._remembered.keep(each.command.token, each)
         reach("kept")
-        for body in messages([each.packed for each in sending]):
-            await self._broker.publish(Topic.COMMANDS, body)
+        if sending:
+            await self._broker.publish(Topic.COMMANDS, join([each.packed for each in sending]))
         reach("sent")
-        return list(in_the_way)
-
-    def _remember(self, accepted: Sequence[Accepted]) -> None:
-        for each in accepted:
-            self._remembered[each.command.token] = each
-            self._remembered_bytes += _size(each)
-        while len(self._remembered) > REMEMBERED_MAX or self._remembered_bytes > REMEMBERED_BYTES_MAX:
-            self._forget(next(iter(self._remembered)))
-
-    def _forget(self, token: str) -> None:
-        if (forgotten := self._remembered.pop(token, None)) is not None:
-            self._remembered_bytes -= _size(forgotten)
+        return in_the_way
 
     async def _look_after(self) -> None:
         while not self.background.stopping:
@@ -321,21 +294,17 @@ class QueuedIntake:
 
         What was settled meanwhile is put back, too: whoever looks after it then finds it stored.
         """
-        tokens = list(self._remembered) or [""]
-        since = self._since
+        tokens = list(self._remembered.kept) or [""]
+        kept, since = self._remembered.kept, self._since
         for start in range(0, len(tokens), LOOKS_PER_ROUND):
             part = tokens[start : start + LOOKS_PER_ROUND]
             waiting, since = await self._temporary.waiting(part)
-            gone = [each for each, waits in zip(part, waiting, strict=True) if not waits]
-            missing = [self._remembered[token] for token in gone if token in self._remembered]
+            gone = (token for token, waits in zip(part, waiting, strict=True) if not waits)
+            missing = [kept[token] for token in gone if token in kept]
             if missing and self._since not in (b"", since):
                 log.warning("Redis has forgotten accepted commands; putting them back", count=len(missing))
                 await self._temporary.put(missing)
             else:
                 for each in missing:
-                    self._forget(each.command.token)
+                    self._remembered.forget(each.command.token)
         self._since = since
-
-
-def _size(accepted: Accepted) -> int:
-    return len(accepted.packed) + len(accepted.order or b"")

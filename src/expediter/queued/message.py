@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,9 +16,6 @@ from expediter.orders.commands import (
     RetryOrder,
 )
 from expediter.store.submissions import Answer, IdempotencyKey, Request
-
-#: The bytes at which a message is full.
-MESSAGE_BYTES = 512 * 1024
 
 
 class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,8 +53,8 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         command = self.command
         if isinstance(command, PlaceOrder) and again:
             command = msgspec.structs.replace(command, fresh=False)
-        request = Request(command, self.key, self._word, incarnation=self.incarnation)
-        return msgspec.structs.replace(request, behind=self.behind, placed=self.placed) if waits else request
+        behind, placed = (self.behind, self.placed) if waits else ((), False)
+        return Request(command, self.key, self._word, behind=behind, placed=placed, incarnation=self.incarnation)
 
     def refusal(self, reason: str) -> Request:
         """Return what notes in its order's history that it was refused after all."""
@@ -66,20 +63,6 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def _word(self, applied: object) -> Answer:
         return self.answer or Answer(202, {}, "")
-
-    def other_order(self, kept: Answer) -> str | None:
-        """Return why this order is not made, if `kept` says that its key has made another one before.
-
-        So it is where Redis forgot a key between two requests with it, before the first of them was stored.
-        """
-        location = kept.headers.get("location", "")  # a key of the command's own has none
-        if (
-            not isinstance(self.command, PlaceOrder)
-            or not location
-            or location.rpartition("/")[2] == self.order_id
-        ):
-            return None
-        return f"This Idempotency-Key made another order before: {location}"
 
 
 _encode = msgspec.json.Encoder().encode
@@ -96,13 +79,6 @@ def unpack(body: bytes) -> list[QueuedCommand]:
     return _decode(body)  # msgspec's errors are of this kind
 
 
-def messages(packed: Sequence[bytes]) -> Iterator[bytes]:
-    """Return commands that were packed one by one in as few messages as their size allows."""
-    part: list[bytes] = []
-    for each in packed:
-        if part and sum(map(len, part)) + len(each) > MESSAGE_BYTES:
-            yield b"[" + b",".join(part) + b"]"
-            part = []
-        part.append(each[1:-1])  # out of its array
-    if part:
-        yield b"[" + b",".join(part) + b"]"
+def join(packed: Sequence[bytes]) -> bytes:
+    """Return commands that were packed one by one as one message."""
+    return b"[" + b",".join(each[1:-1] for each in packed) + b"]"

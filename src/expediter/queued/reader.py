@@ -48,14 +48,14 @@ class AcceptedOrders:
     async def pending(self, order_ids: Sequence[str]) -> set[str]:
         """Return which of these are known to be accepted and not known to be stored."""
         found = await asyncio.gather(*map(self._find, order_ids))
-        return {each for each, known in zip(order_ids, found, strict=True) if known and known.pending is not None}
+        return {each for each, known in zip(order_ids, found, strict=True) if known.pending is not None}
 
-    async def _find(self, order_id: str) -> Found | None:
-        """Return what Redis knows of an order; None: it cannot be asked now."""
+    async def _find(self, order_id: str) -> Found:
+        """Return what Redis knows of an order; where it cannot be asked, it is as if it had lost everything."""
         try:
             return await self._temporary.find(order_id)
         except RedisUnavailable:
-            return None
+            return Found(certain=False, lost=True)
 
     async def order(self, order_id: str, stored: Stored) -> Entry | None:
         """Return an order as it is `stored`, or else as it was accepted; None: there is none.
@@ -65,24 +65,22 @@ class AcceptedOrders:
         if not self._taking and (entry := await stored()) is not None:
             return entry
         found = await self._find(order_id)
-        if found is not None and (document := found.pending) is not None:
-            looked = await within(self._look(order_id, stored), STORED_SECONDS)
-            entry, deleted = looked or (None, False)
+        if (document := found.pending) is not None:
+            entry, deleted = await within(self._look(order_id, stored), STORED_SECONDS) or (None, False)
             if entry is None and not deleted:
                 entry = Entry(1, document)
-        else:
-            entry = await stored()
-            if entry is None and found is not None and found.temporary is not None and found.temporary.error:
+        elif (entry := await stored()) is None:
+            if found.temporary is not None and found.temporary.error:
                 raise CommandRefused(found.temporary.error)
-            if entry is None and self._taking and (found is None or not found.certain):
-                entry = await self._look_again(order_id, found, stored)
-        return Entry(entry.version, entry.body, len(found.changes)) if entry and found and found.changes else entry
+            if self._taking and not found.certain:
+                entry = await self._look_again(found, stored)
+        return Entry(entry.version, entry.body, len(found.changes)) if entry and found.changes else entry
 
     async def _look(self, order_id: str, stored: Stored) -> tuple[Entry | None, bool]:
         entry = await stored()
         return entry, entry is None and await self._deleted(order_id)
 
-    async def _look_again(self, order_id: str, found: Found | None, stored: Stored) -> Entry | None:
+    async def _look_again(self, found: Found, stored: Stored) -> Entry | None:
         """Look for an order that Redis may have forgotten: in the broker, or in the hands of a worker."""
         try:
             waiting = (await self._broker.depth(Topic.COMMANDS)).waiting
@@ -90,7 +88,7 @@ class AcceptedOrders:
             raise Unavailable(f"It cannot be said now whether there is such an order: {error}") from error
         await asyncio.sleep(LOOK_AGAIN_SECONDS)
         entry = await stored()
-        if entry is None and (waiting or found is None or found.lost):
+        if entry is None and (waiting or found.lost):
             raise Unavailable("It cannot be said yet whether there is such an order: accepted ones may still wait")
         return entry
 

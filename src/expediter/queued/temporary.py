@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from expediter.backends.batching import Gatherer
 from expediter.backends.redis_client import Memory, Part, RedisUnavailable
-from expediter.queued.message import QueuedCommand, pack
-from expediter.queued.scripts import OVERDUE, PUT, RAISE, SETTLE, WAITING
+from expediter.errors import DuplicateOrder
+from expediter.queued.message import QueuedCommand, pack, unpack
 from expediter.store.submissions import Answer
 
 #: Seconds that one call may take.
@@ -43,10 +44,7 @@ ORDERS_PER_CALL = 200
 #: Seconds after its acceptance at which somebody looks whether a command is stored.
 OVERDUE_SECONDS = 5.0
 
-SET, COMMANDS, INCARNATION = "orders:accepted", "orders:accepted:commands", "orders:incarnation"
-SINCE = "temp_orders:since"
-#: What comes before an order's id, for an order and for its changes, and before an Idempotency-Key.
-ORDER, CHANGES, KEPT = "temp_order:", "temp_changes:", "idempotency:"
+log = structlog.get_logger(__name__)
 
 
 class Temporary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,8 +94,8 @@ class Found(NamedTuple):
     @property
     def pending(self) -> bytes | None:
         """The document of an order that is accepted and not known to be stored."""
-        waits = self.temporary is not None and self.temporary.state == "pending"
-        return bytes(self.temporary.order) if self.temporary is not None and waits else None
+        temporary = self.temporary
+        return bytes(temporary.order) if temporary is not None and temporary.state == "pending" else None
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -119,6 +117,72 @@ class Settled(NamedTuple):
     error: str | None = None
 
 
+# What happens in one step. The scripts find the marks of the documents above in their text.
+#
+# KEYS: set, commands, incarnation; then for each command its order, changes, and kept answer. ARGV: incarnation,
+# when to look after them, seconds to keep them; then for each its token, the command, the order (empty: a change),
+# what it is known by, the answer to keep (empty: none), and for how long (milliseconds). Returns the incarnation,
+# and for each what was in its way; the incarnation alone if that is a newer one.
+_PUT = """
+local now = redis.call('GET', KEYS[3]) or '0'
+local mine = tonumber(ARGV[1])
+if tonumber(now) > mine then return {now} end
+if tonumber(now) < mine then redis.call('SET', KEYS[3], ARGV[1]) end
+local function counting(key) -- what was refused, or is of an older incarnation, is in nobody's way
+  local held = redis.call('GET', key)
+  if not held or string.find(held, '{"state":"refused"', 1, true) == 1 then return nil end
+  return tonumber(string.match(held, '"incarnation":(%d+)')) >= mine and held or nil
+end
+local found = {ARGV[1]}
+for index = 1, (#KEYS - 3) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3 + 1, index * 3 + 3)
+  local token, command, document, known, answer, keep = unpack(ARGV, index * 6 - 2, index * 6 + 3)
+  local before = answer ~= '' and counting(kept) or document ~= '' and counting(order) and 'taken' or ''
+  if before == '' then
+    if document == '' then
+      redis.call('HSET', changes, token, known)
+      redis.call('EXPIRE', changes, ARGV[3])
+    else
+      redis.call('SET', order, document, 'EX', ARGV[3])
+    end
+    redis.call('ZADD', KEYS[1], ARGV[2], token)
+    redis.call('HSET', KEYS[2], token, command)
+    if answer ~= '' then redis.call('SET', kept, answer, 'PX', keep) end
+  end
+  found[index + 1] = before
+end
+return found
+"""
+
+# KEYS: set, commands; then for each command its order, changes, and kept answer. ARGV: for each its token, what
+# becomes of its order (stored, gone, deleted, or what is shown instead), milliseconds to keep that, and 1 where
+# the answer is to be forgotten. A Redis that is full takes nothing new: then nothing is shown.
+_SETTLE = """
+for index = 1, (#KEYS - 2) / 3 do
+  local order, changes, kept = unpack(KEYS, index * 3, index * 3 + 2)
+  local token, what, keep, forget = unpack(ARGV, index * 4 - 3, index * 4)
+  redis.call('ZREM', KEYS[1], token)
+  redis.call('HDEL', KEYS[2], token)
+  redis.call('HDEL', changes, token)
+  local held = redis.call('GET', order)
+  local mine = held and string.find(held, '"token":"' .. token .. '"', 1, true)
+  local pending = '{"state":"pending"'
+  local shown = nil
+  if what == 'stored' and mine and string.find(held, pending, 1, true) == 1 then
+    shown = '{"state":"stored"' .. string.sub(held, #pending + 1)
+  elseif string.sub(what, 1, 1) == '{' and (mine or not held) then
+    shown = what
+  end
+  local gone = what == 'deleted' or (what == 'gone' and mine)
+  if gone or (shown and redis.pcall('SET', order, shown, 'PX', keep).err) then redis.call('UNLINK', order) end
+  if forget == '1' then redis.call('UNLINK', kept) end
+end
+"""
+
+# KEYS: since when nothing was forgotten, set. ARGV: tokens. Returns the first, and when to look after each. No
+# transaction: a Redis that is full refuses those, also where they only read.
+_WAITING = "return {redis.call('GET', KEYS[1]), redis.call('ZMSCORE', KEYS[2], unpack(ARGV))}"
+
 _encode = msgspec.json.Encoder().encode
 _temporary = msgspec.json.Decoder(Temporary)
 _kept = msgspec.json.Decoder(Kept)
@@ -133,39 +197,32 @@ class TemporaryOrders(Part):
         Raises ConfigurationError.
         """
         super().__init__(url, "REDIS_URL", prefix=prefix, connections=CONNECTIONS, call_seconds=CALL_SECONDS_MAX)
-        self._set, self._commands, self._incarnation_key, self._since = (
-            prefix + name for name in (SET, COMMANDS, INCARNATION, SINCE)
+        names = "orders:accepted", "orders:accepted:commands", "orders:incarnation", "temp_orders:since"
+        self._set, self._commands, self._incarnation_key, self._since = (prefix + name for name in names)
+        self._order, self._changes, self._kept = (
+            prefix + name for name in ("temp_order:", "temp_changes:", "idempotency:")
         )
-        self._order, self._changes, self._kept = prefix + ORDER, prefix + CHANGES, prefix + KEPT
         self._keep_ms = int(keep_seconds * 1000)
         self._memory = Memory(self.client, self.run, self._since)
-        self._put, self._settle, self._overdue, self._waiting, self._raise = (
-            self.client.register_script(script) for script in (PUT, SETTLE, OVERDUE, WAITING, RAISE)
-        )
+        self._put, self._settle, self._waiting = map(self.client.register_script, (_PUT, _SETTLE, _WAITING))
         self._lookups: Gatherer[tuple[str, str], Found] = Gatherer(
             self._look_up, items_max=ORDERS_PER_CALL, rounds_max=2
         )
         #: The incarnation of the database that commands are accepted under, as far as it is known here.
         self.incarnation = 0
 
-    async def put(
-        self, accepted: Sequence[Accepted], *, seconds: float = OVERDUE_SECONDS
-    ) -> list[str | Kept | None]:
-        """Keep commands, to be looked after in so many seconds.
-
-        Returns for each what stood in its way: its order's id, or what its key was answered.
-        """
+    async def put(self, accepted: Sequence[Accepted]) -> list[DuplicateOrder | Kept | None]:
+        """Keep commands; return for each what was in its way: another order, or the answer that its key has."""
         keys = [self._set, self._commands, self._incarnation_key]
-        arguments: list[Any] = [self.incarnation, int((time.time() + seconds) * 1000), PENDING_SECONDS]
+        arguments: list[Any] = [self.incarnation, _at(OVERDUE_SECONDS), PENDING_SECONDS]
         for command, packed, document in accepted:
             token, number, key = command.token, command.incarnation, command.key
             order = kept = b""
             if document is not None:
-                raw = msgspec.Raw(document)
-                order = _encode(Temporary("pending", token, number, command.known_by, raw))
+                order = _encode(Temporary("pending", token, number, command.known_by, msgspec.Raw(document)))
             if key is not None and command.answer is not None:
                 kept = _encode(Kept(key.fingerprint, token, number, command.answer))
-            keys += self._keys(command.order_id, command.known_by)
+            keys += self._keys(command)
             keep_ms = key.keep // 1000 if key else 0
             arguments += (token, packed, order, f"{number} {command.known_by}", kept, keep_ms)
         async with self.bounded():
@@ -173,7 +230,11 @@ class TemporaryOrders(Part):
         self.incarnation = int(now)
         if len(found) < len(accepted):
             raise RedisUnavailable("the database was cleared this very moment")
-        return [None if not each else "taken" if each == b"taken" else _kept.decode(each) for each in found]
+        taken = (DuplicateOrder(each.command.order_id) for each in accepted)
+        return [
+            (error if before == b"taken" else _kept.decode(before)) if before else None
+            for error, before in zip(taken, found, strict=True)
+        ]
 
     async def settle(self, settled: Sequence[Settled]) -> None:
         """Take commands out of the set, and say what became of them."""
@@ -181,13 +242,13 @@ class TemporaryOrders(Part):
             return
         keys = [self._set, self._commands]
         arguments: list[Any] = []
-        for command, order, error in settled:
-            forgotten = command.known_by if order == "gone" or error else ""
-            keys += self._keys(command.order_id, forgotten)
-            refused = _encode(Temporary("refused", command.token, self.incarnation, error=error))
-            shown = refused if error else order
-            keep_ms = REFUSED_SECONDS * 1000 if error else self._keep_ms
-            arguments += (command.token, shown, keep_ms, forgotten or "")
+        for command, shown, error in settled:
+            keys += self._keys(command)
+            if error is None:
+                arguments += (command.token, shown, self._keep_ms, int(shown == "gone"))
+            else:
+                refused = _encode(Temporary("refused", command.token, self.incarnation, error=error))
+                arguments += (command.token, refused, REFUSED_SECONDS * 1000, 1)
         async with self.bounded():
             await self._settle(keys, arguments)
 
@@ -227,21 +288,25 @@ class TemporaryOrders(Part):
             await self._memory.look(since)
         return [score is not None for score in scores], self._memory.since
 
-    async def overdue(self, *, limit: int, for_seconds: float) -> list[bytes]:
+    async def overdue(self, *, limit: int, for_seconds: float) -> list[QueuedCommand]:
         """Return up to `limit` commands that somebody should look after; nobody else does `for_seconds`."""
-        now = time.time()
-        async with self.bounded():
-            found: list[bytes] = await self._overdue(
-                (self._set, self._commands), (int(now * 1000), int((now + for_seconds) * 1000), limit)
-            )
-        return found
+        async with self.bounded(), self.client.pipeline(transaction=False) as together:
+            tokens: Any = await self.client.zrangebyscore(self._set, "-inf", _at(0), start=0, num=limit)
+            if not tokens:
+                return []
+            # Whoever looks in the same moment finds them, too; what is settled meanwhile stays out of the set.
+            together.zadd(self._set, dict.fromkeys(tokens, _at(for_seconds)), xx=True)
+            together.hmget(self._commands, tokens)
+            _, found = await together.execute()
+            if lost := [token for token, packed in zip(tokens, found, strict=True) if packed is None]:
+                await self.client.zrem(self._set, *lost)
+        return [command for packed in found if packed for command in _readable(packed)]
 
     async def look_again(self, commands: Sequence[QueuedCommand], *, seconds: float) -> None:
         """Have these commands looked after in so many seconds, also where the set has forgotten them."""
         if commands:
-            due = int((time.time() + seconds) * 1000)
             async with self.bounded(), self.client.pipeline(transaction=True) as together:
-                together.zadd(self._set, {command.token: due for command in commands})
+                together.zadd(self._set, {command.token: _at(seconds) for command in commands})
                 left: dict[Any, Any] = {
                     each.token: pack([msgspec.structs.replace(each, left=True)]) for each in commands
                 }
@@ -250,18 +315,27 @@ class TemporaryOrders(Part):
 
     async def tell_incarnation(self, number: int) -> None:
         """Accept nothing any more under an incarnation before this one, and show nothing of it."""
-        async with self.bounded():
-            self.incarnation = int(await self._raise((self._incarnation_key,), (max(number, self.incarnation),)))
-
-    async def forget(self, key: str) -> None:
-        """Forget what is kept under an Idempotency-Key."""
-        async with self.bounded():
-            await self.client.unlink(f"{self._kept}{key}")
+        self.incarnation = max(number, self.incarnation)
+        await self.put([])
 
     async def close(self) -> None:
         """See Part."""
         await self._lookups.finish()
         await super().close()
 
-    def _keys(self, order_id: str, key: str | None) -> tuple[str, str, str]:
-        return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key or ''}"
+    def _keys(self, command: QueuedCommand) -> tuple[str, str, str]:
+        order_id, key = command.order_id, command.known_by or ""
+        return f"{self._order}{order_id}", f"{self._changes}{order_id}", f"{self._kept}{key}"
+
+
+def _at(seconds: float) -> int:
+    """Return the time in so many seconds, as the set has it (milliseconds)."""
+    return int((time.time() + seconds) * 1000)
+
+
+def _readable(packed: bytes) -> list[QueuedCommand]:
+    try:
+        return unpack(packed)
+    except ValueError as error:
+        log.warning("an accepted command cannot be read: it is left to a newer version", reason=str(error))
+        return []

@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from expediter.backends.databases import open_database
+from expediter.backends.databases.backup import back_up
 from expediter.errors import ConfigurationError, ExpediterError
 from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
@@ -145,6 +146,11 @@ async def reset_cache(settings: Settings) -> None:
 def database_name(settings: Settings) -> str:
     """Return the database for people: never with its password. Raises ConfigurationError."""
     return open_database(settings.database).describe()
+
+
+def make_backup(settings: Settings, target: Path) -> int | str:
+    """Copy the database to a new file and return its bytes; for a server, the command of its own tool."""
+    return back_up(settings.database, target)
 
 
 def upgrade_database(settings: Settings) -> bool:

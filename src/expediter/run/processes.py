@@ -144,9 +144,12 @@ class Supervisor:
         listener: socket.socket,
         address: str,
         drain_seconds: float,
+        sockets: Path,
         run_dir: Path | None = None,
     ) -> None:
         """With `run_dir`, each process has a pid file and a log file there; else it writes where this one does.
+
+        In the folder `sockets` the processes ask each other what they have measured.
 
         Every process that listens accepts on the one `listener`. With a socket each (SO_REUSEPORT) the kernel
         deals connections out in advance, and resets those that a process has not taken up when it ends.
@@ -155,6 +158,7 @@ class Supervisor:
         self._listener = listener
         self._seconds_max = drain_seconds + STOP_SECONDS_MARGIN
         self._run_dir = run_dir
+        self._sockets = sockets
         self._stop = asyncio.Event()
         self._refusal: ConfigurationError | None = None
         self._keepers: dict[str, Background] = {}
@@ -358,6 +362,7 @@ class Supervisor:
     async def _execute(self, plan: Plan, descriptor: int) -> asyncio.subprocess.Process:
         inherits = [descriptor]
         command = [*PROGRAM, *plan.arguments, "--lifeline-fd", str(descriptor)]
+        command += ["--metrics-socket", str(self._sockets / plan.name)]
         if plan.listens:
             inherits.append(self._listener.fileno())
             command += ["--listen-fd", str(self._listener.fileno())]

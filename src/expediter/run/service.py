@@ -17,6 +17,7 @@ from expediter.backends.brokers import Broker, Topic, open_broker
 from expediter.backends.cache import Cache, open_cache
 from expediter.backends.databases import Database, open_database
 from expediter.backends.outside import Outside
+from expediter.backends.tallies import SharedTally, open_tally
 from expediter.backends.tasks import Background
 from expediter.errors import BrokerUnavailable
 from expediter.fulfilment import Fulfiller, open_fulfiller
@@ -25,7 +26,6 @@ from expediter.payments import PaymentGateway, open_gateway
 from expediter.queued.applier import Applier
 from expediter.queued.intake import QueuedIntake
 from expediter.queued.reader import AcceptedOrders
-from expediter.queued.settling import Settler
 from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Intake, PaymentCapture, Settings
 from expediter.store import lookups
@@ -55,6 +55,7 @@ class Service:
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered. `applier`
     None: this process applies no queued commands. `delivering` None: it sends no webhooks but those that are asked
     for. `ring` follows the keys from when it is started: whoever takes no requests need not.
+    `tally` None: rates are not counted across processes.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Service:
     sender: Sender
     delivering: Delivering | None
     housekeeping: Background
+    tally: SharedTally | None
     drain_until: float | None = None
 
     def __post_init__(self) -> None:
@@ -101,11 +103,10 @@ class Service:
 
     def ended(self) -> list[str]:
         """Return the names of what should run in the background, and does not any more."""
-        parts = (self.committer, self.worker, self.applier, self.intake, self.hints, self.delivering)
+        parts = (self.committer, self.worker, self.intake, self.hints, self.delivering)
         works = [self.housekeeping, *(part.background for part in parts if part is not None)]
         works += [self.ring.looking, self.ring.noting]
-        if self.applier is not None:
-            works.append(self.applier.sweep)
+        works += self.applier.works if self.applier is not None else ()
         return [work.name for work in works if work.ended]
 
     @property
@@ -209,14 +210,13 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
             taking=settings.intake is Intake.QUEUED,
         )
         if working:
-            applier = Applier(broker, temporary, Settler(committer, temporary, broker), settings.lease_seconds)
+            applier = Applier(broker, temporary, committer, settings.lease_seconds)
     queries = Queries(database, cache, accepted)
     if settings.intake is Intake.QUEUED and broker is not None and temporary is not None:
         intake = QueuedIntake(database, committer, queries, broker, temporary)
     committer.on_commit(queries.notice)
-    hints = None
-    if broker is not None:
-        hints = Hints(broker)
+    hints = None if broker is None else Hints(broker)
+    if hints is not None:
         committer.on_commit(hints.notice)
     webhooks, sender = Webhooks(database), _sender(settings, stack)
     return Service(
@@ -237,7 +237,15 @@ async def open_parts(settings: Settings, stack: AsyncExitStack, *, working: bool
         sender=sender,
         delivering=_delivering(database, queries, sender, webhooks) if working else None,
         housekeeping=Background("housekeeping", committer.keep_house),
+        tally=_tally(settings, stack),
     )
+
+
+def _tally(settings: Settings, stack: AsyncExitStack) -> SharedTally | None:
+    tally = open_tally(settings.redis if settings.rate else "", prefix=settings.redis_prefix)
+    if tally is not None:
+        stack.push_async_callback(tally.close)
+    return tally
 
 
 def _sender(settings: Settings, stack: AsyncExitStack) -> Sender:

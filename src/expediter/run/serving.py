@@ -6,11 +6,16 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 
 from expediter.backends.databases import open_database
+from expediter.backends.tasks import Background
 from expediter.errors import ConfigurationError
 from expediter.run.hearing import Hearing
+from expediter.run.measuring import Measuring
+from expediter.run.neighbours import answering
 from expediter.run.processes import Lifeline
 from expediter.run.service import Service, open_service
 from expediter.settings import Settings
@@ -19,10 +24,15 @@ from expediter.store.keys import KeyRing, Keys, any_key
 from expediter.store.migrations import is_begun, upgrade
 from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
+from expediter.web.api.metrics import metrics_app
 from expediter.web.context import Context
 from expediter.web.server.access_log import access_log
+from expediter.web.server.addresses import Proxies
 from expediter.web.server.listener import Server, address_of, inherit, listen, raise_file_limit
 from expediter.web.server.state import State
+
+#: Connections to the metrics of a working process that are served at once.
+METRICS_CONNECTIONS_MAX = 32
 
 
 async def may_listen_wide(settings: Settings, *, insecure: bool) -> bool:
@@ -75,6 +85,7 @@ def context_of(service: Service, *, working: bool) -> Context:
         keys=Keys(service.database),
         ring=service.ring,
         send=service.sender.send,
+        tally=service.tally,
     )
 
 
@@ -86,10 +97,12 @@ async def serve(
     announce: Callable[[Service, str], None],
     listen_fd: int | None = None,
     lifeline: Lifeline | None = None,
+    place: Path | None = None,
 ) -> None:
     """Serve HTTP until SIGTERM or SIGINT, then drain. `announce` is told the address once it can be reached.
 
     A supervisor's process takes the socket over from it, as `listen_fd`, and drains when its `lifeline` ends, too.
+    At `place` it answers the processes beside it.
     Raises ConfigurationError as `bind` and `raise_file_limit` do.
     """
     connections_max = raise_file_limit()
@@ -106,13 +119,22 @@ async def serve(
             service.ring.always_ask()
         context = context_of(service, working=working)
         state = State(
-            create_app(context), connections_max=connections_max, drain_seconds=settings.drain_seconds, note=note
+            create_app(context),
+            connections_max=connections_max,
+            drain_seconds=settings.drain_seconds,
+            note=note,
+            requests=context.requests,
+            per_address_max=settings.connections_per_address,
+            proxies=Proxies(settings.proxies),
         )
         server = Server(state)
+        measuring = Measuring(service, place.name if place else "api-1", place)
+        measuring.serve(context, state)
         stopping = _on_signals(server, context, service, lifeline)
         try:
-            announce(service, address_of(listener))
-            await server.serve(listener)
+            async with answering(place, measuring.own):
+                announce(service, address_of(listener))
+                await server.serve(listener)
         finally:
             stopping()
             listener.close()
@@ -150,15 +172,35 @@ def _on_signals(
 
 
 async def work(
-    settings: Settings, *, announce: Callable[[Service], None], lifeline: Lifeline | None = None
+    settings: Settings,
+    *,
+    announce: Callable[[Service, str | None], None],
+    lifeline: Lifeline | None = None,
+    place: Path | None = None,
 ) -> None:
-    """Work off jobs without serving HTTP, until SIGTERM or SIGINT or the end of the `lifeline`, then drain."""
+    """Work off jobs without taking orders, until SIGTERM or SIGINT or the end of the `lifeline`, then drain.
+
+    A process of its own tells its metrics at METRICS_PORT, whose address `announce` is given; one of a supervisor
+    answers at `place` the processes beside it. Raises ConfigurationError for a port that cannot be used.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if lifeline is not None:
         lifeline.on_end(stop.set)
-    async with open_service(settings, working=True) as service:
-        announce(service)
-        await stop.wait()
+    port = settings.metrics_port if place is None else None
+    with listen(settings.metrics_host, port) if port is not None else nullcontext() as listener:
+        async with open_service(settings, working=True) as service:
+            measuring = Measuring(service, place.name if place else "worker-1", place)
+            app = metrics_app(measuring.together)
+            server = Server(State(app, connections_max=METRICS_CONNECTIONS_MAX, drain_seconds=0))
+            serving = Background("metrics", partial(server.serve, listener)) if listener is not None else None
+            if serving is not None:
+                serving.start()
+            async with answering(place, measuring.own):
+                announce(service, None if listener is None else address_of(listener))
+                await stop.wait()
+            server.stop()
+            if serving is not None:
+                await serving.stop()

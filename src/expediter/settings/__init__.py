@@ -3,11 +3,13 @@
 from expediter.settings.choices import Compat, Intake, PaymentCapture
 from expediter.settings.fields import Settings
 from expediter.settings.reading import effective, in_users_words, load_settings, unknown_names
+from expediter.settings.written import Rate
 
 __all__ = [
     "Compat",
     "Intake",
     "PaymentCapture",
+    "Rate",
     "Settings",
     "effective",
     "in_users_words",

@@ -3,108 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from expediter.orders.money import CURRENCY_DIGITS
 from expediter.orders.order import Stages
+from expediter.settings import written
 from expediter.settings.choices import Compat, Intake, PaymentCapture
+from expediter.settings.written import REDIS_PREFIX_CHARACTERS_MAX, Rate
 
 #: The common log format with the milliseconds that the answer took: %(h)s address, %(t)s time, %(r)s request line,
 #: %(s)s status, %(B)s bytes, %(M)s milliseconds.
 ACCESS_LOG_FORMAT = '%(h)s - - %(t)s "%(r)s" %(s)s %(B)s %(M)s'
 
-#: The length of REDIS_PREFIX: it is in the name of every key.
-REDIS_PREFIX_CHARACTERS_MAX = 64
-#: What the names of keys begin with that end in an id, a key or a page. With one of these in its prefix, what one
-#: installation keeps could have the name of what another one removes.
-_OPEN_KEYS = ("orders:detail:", "orders:list:", "temp_order:", "temp_changes:", "idempotency:")
-
-
-def _currency(code: str) -> str:
-    if code.upper() not in CURRENCY_DIGITS:
-        raise ValueError("write an ISO 4217 code such as USD")
-    return code.upper()
-
-
-def _small(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _capital(value: object) -> object:
-    return value.strip().upper() if isinstance(value, str) else value
-
-
-def _stages(value: object) -> object:
-    """Take them with blanks between, in any case, and as Americans write them."""
-    return (
-        re.sub(r"\s", "", value).lower().replace("fulfillment", "fulfilment") if isinstance(value, str) else value
-    )
-
-
-def _key_part(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9._-]{0,64}", text):
-        raise ValueError("write up to 64 letters, digits and . _ - such as shop-1")
-    return text
-
-
-def _queue_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9._-]{1,100}", text):
-        raise ValueError("write up to 100 letters, digits and . _ - such as orders")
-    return text
-
-
-def _database_address(address: str) -> str:
-    if address and "://" not in address:
-        raise ValueError(f"write sqlite:///{address} for the SQLite file of that name")
-    return address
-
-
-def _redis_address(address: str) -> str:
-    if address and "://" not in address:
-        raise ValueError("write redis://host:6379, or rediss://host:6379 with TLS")
-    return address
-
-
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-LogFormat = Literal["text", "json"]
-
-
-def _origins(text: str) -> str:
-    found = [origin.strip() for origin in text.split(",") if origin.strip()]
-    for origin in found:
-        if origin != "*" and not re.fullmatch(
-            r"https?://[A-Za-z0-9.-]+(?::\d{1,5})?|https?://\[[0-9a-f:]+\](?::\d{1,5})?", origin
-        ):
-            raise ValueError(f"{origin!r} is no origin: write scheme and host, such as https://shop.example, or *")
-    return ",".join(found)
-
-
-def _linked_port(value: object) -> object:
-    """Return the port of a service link, as in tcp://10.0.0.1:5672, and anything else as it is.
-
-    Kubernetes sets RABBITMQ_PORT to one in every container beside a service of the name `rabbitmq`. It sets no
-    other setting: PORT would need a service without a name.
-    """
-    link = re.fullmatch(r"tcp://[^/]+:(\d{1,5})", value) if isinstance(value, str) else None
-    return link[1] if link else value
-
-
-def _key_prefix(prefix: str) -> str:
-    # Nothing that a pattern of SCAN, a script or a cluster reads something into.
-    if len(prefix) > REDIS_PREFIX_CHARACTERS_MAX or not re.fullmatch("[A-Za-z0-9._:/-]*", prefix):
-        raise ValueError(
-            f"write up to {REDIS_PREFIX_CHARACTERS_MAX} letters, digits and . _ - / : such as shop: (it is put "
-            "before the names of keys as it is)"
-        )
-    if found := [name for name in _OPEN_KEYS if name in prefix]:
-        raise ValueError(f"write one without {found[0]} in it, such as shop: (names of keys begin with that)")
-    return prefix
-
+LogFormat = Literal["auto", "text", "json"]
 
 #: The parts in which the settings are described: a heading, and the first setting of it.
 SECTIONS = {
@@ -147,7 +62,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
-    database_url: Annotated[str, AfterValidator(_database_address)] = Field(
+    database_url: Annotated[str, AfterValidator(written.database_address)] = Field(
         "",
         repr=False,
         description="where orders are stored: SQLite, `postgresql://user:password@host/name`, or `mysql://...` "
@@ -163,20 +78,20 @@ class Settings(BaseSettings):
     db_name: str = Field("", description="its name")
     db_path: str = Field("", description="a plain path to a SQLite file, instead of `DATABASE_URL`")
 
-    redis_url: Annotated[str, AfterValidator(_redis_address)] = Field(
+    redis_url: Annotated[str, AfterValidator(written.redis_address)] = Field(
         "",
         repr=False,
         description="a cache shared by all processes: `redis://` or `rediss://`; without it, SQLite is cached in "
         "memory and other databases are not cached",
     )
     redis_host: str = Field("", description="the host of that Redis, instead of `REDIS_URL`")
-    redis_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
+    redis_port: Annotated[int | None, BeforeValidator(written.linked_port)] = Field(
         None,
         ge=1,
         le=65535,
         description="its port; also `tcp://10.0.0.1:6379`, as Kubernetes sets it beside a service named `redis`",
     )
-    redis_prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
+    redis_prefix: Annotated[str, AfterValidator(written.key_prefix)] = Field(
         "",
         description="put before the name of every key in Redis, such as `shop:`, so that installations can share "
         f"a database; up to {REDIS_PREFIX_CHARACTERS_MAX} letters, digits and `. _ - / :`",
@@ -191,7 +106,7 @@ class Settings(BaseSettings):
         "without it, the database is the queue",
     )
     rabbitmq_host: str = Field("", description="the host of a RabbitMQ broker, instead of `BROKER_URL`")
-    rabbitmq_port: Annotated[int | None, BeforeValidator(_linked_port)] = Field(
+    rabbitmq_port: Annotated[int | None, BeforeValidator(written.linked_port)] = Field(
         None,
         ge=1,
         le=65535,
@@ -200,12 +115,12 @@ class Settings(BaseSettings):
     )
     rabbitmq_user: str = Field("guest", description="its user")
     rabbitmq_password: SecretStr | None = Field(None, description="its password")
-    rabbitmq_queue_name: Annotated[str, AfterValidator(_queue_name)] = Field(
+    rabbitmq_queue_name: Annotated[str, AfterValidator(written.queue_name)] = Field(
         "orders",
         description="the RabbitMQ queue for commands; the queues for hints and dead letters are named after it",
     )
     mq_use_ssl: bool = Field(False, description="`true`: connect to `RABBITMQ_HOST` over TLS")
-    intake: Annotated[Intake, BeforeValidator(_small)] = Field(
+    intake: Annotated[Intake, BeforeValidator(written.small)] = Field(
         Intake.DIRECT,
         description="`queued`: orders and changes are answered with 202 once the broker has them, and the workers "
         "store them",
@@ -220,10 +135,27 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_workers: int = Field(1, ge=1, le=64, description="serving processes, all on one port")
-    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+    cors_origins: Annotated[str, AfterValidator(written.origins)] = Field(
         "",
         description="pages on other origins that may call from a browser: "
         "`https://shop.example,https://admin.example`, or `*` for all",
+    )
+    trusted_proxies: Annotated[str, AfterValidator(written.networks)] = Field(
+        "",
+        description="proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and "
+        "networks, such as `127.0.0.1,10.0.0.0/24`",
+    )
+    connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="connections that one address may have to a process, unless it is a trusted proxy; without "
+        "it, three quarters of all that the process serves",
+    )
+    rate_limit: Annotated[str, AfterValidator(written.rate)] = Field(
+        "",
+        description="requests that each API key, or else each address, may send, such as `600/minute`; across "
+        "processes they are counted in `REDIS_URL`; without it, there is no limit",
     )
     admin_password: SecretStr | None = Field(
         None, description="opens the calls below `/admin`; without it, only an API key with the scope `admin` does"
@@ -233,17 +165,17 @@ class Settings(BaseSettings):
         description="the API key with which `expediter orders`, `events` and `status` ask a service at an address "
         "(docs/security.md); a service itself has no use for it",
     )
-    default_currency: Annotated[str, AfterValidator(_currency)] = Field(
+    default_currency: Annotated[str, AfterValidator(written.currency)] = Field(
         "USD", description="ISO 4217 code for orders that name no currency"
     )
     idempotency_keep_days: float = Field(7, gt=0, le=365, description="days an `Idempotency-Key` is remembered")
-    compat: Annotated[Compat, BeforeValidator(_small)] = Field(
+    compat: Annotated[Compat, BeforeValidator(written.small)] = Field(
         Compat.NONE,
         description="whose clients are understood besides Expediter's own (docs/coming-from.md); it changes "
         "defaults, too",
     )
 
-    stages: Annotated[Stages, BeforeValidator(_stages)] = Field(
+    stages: Annotated[Stages, BeforeValidator(written.stages)] = Field(
         Stages.PAYMENT_FULFILMENT,
         description="the stages that new orders go through: both, `payment` (they end at `confirmed`) or "
         "`fulfilment` (nothing is charged)",
@@ -275,7 +207,7 @@ class Settings(BaseSettings):
         description="`whsec_...`: what the gateway signs its callbacks with (Standard Webhooks); without it they "
         "are refused",
     )
-    payment_capture: Annotated[PaymentCapture, BeforeValidator(_small)] = Field(
+    payment_capture: Annotated[PaymentCapture, BeforeValidator(written.small)] = Field(
         PaymentCapture.AT_ONCE,
         description="`at_once`: the money is taken before the order is carried out; `on_completion`: it is "
         "reserved, and taken when the order is completed",
@@ -296,7 +228,7 @@ class Settings(BaseSettings):
     stripe_webhook_secret: SecretStr | None = Field(
         None, description="the signing secret of Stripe's callbacks (`whsec_...`)"
     )
-    gateway_key_prefix: Annotated[str, AfterValidator(_key_part)] = Field(
+    gateway_key_prefix: Annotated[str, AfterValidator(written.key_part)] = Field(
         "",
         description="a name of this installation's own, where several share an account at the gateway; fixed by a "
         "database's first start",
@@ -360,13 +292,21 @@ class Settings(BaseSettings):
         "this machine only (docs/webhooks.md)",
     )
 
-    log_level: Annotated[LogLevel, BeforeValidator(_capital)] = Field(
+    log_level: Annotated[LogLevel, BeforeValidator(written.capital)] = Field(
         "INFO", description="the least important lines that are logged"
     )
-    log_format: Annotated[LogFormat, BeforeValidator(_small)] = Field("text", description="how they are written")
+    log_format: Annotated[LogFormat, BeforeValidator(written.small)] = Field(
+        "auto", description="how they are written; `auto`: a service writes text on a terminal, JSON elsewhere"
+    )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port at which `expediter work` tells its metrics; without it, none"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that port; nobody is asked for a key there")
     run_dir: str = Field("run", description="folder for the pid and log files of `up`")
     access_log_file: str = Field("", description="file for one line per request; `-` is stderr")
-    access_log_format: str = Field(ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn")
+    access_log_format: str = Field(
+        ACCESS_LOG_FORMAT, description="the format of a line, as in gunicorn; or `json`"
+    )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Settings:
@@ -401,6 +341,16 @@ class Settings(BaseSettings):
     def origins(self) -> list[str]:
         """The origins of web pages that may call: those in CORS_ORIGINS."""
         return self.cors_origins.split(",") if self.cors_origins else []
+
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses and networks in TRUSTED_PROXIES."""
+        return self.trusted_proxies.split(",") if self.trusted_proxies else []
+
+    @property
+    def rate(self) -> Rate | None:
+        """What RATE_LIMIT says; None: there is no limit."""
+        return written.read_rate(self.rate_limit) if self.rate_limit else None
 
     @property
     def broker(self) -> str:

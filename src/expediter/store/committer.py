@@ -27,13 +27,15 @@ from expediter.errors import (
     Unavailable,
 )
 from expediter.store import emptying
-from expediter.store.gathering import Gathering, Group
+from expediter.store.gathering import ADMIT_SECONDS_MAX, Gathering, Group
 from expediter.store.incarnation import move_incarnation
 from expediter.store.lookups import was_committed
 from expediter.store.maintenance import remove_expired_keys, retire_caches, write_nothing, write_the_same
+from expediter.store.measured import Commits
 from expediter.store.standing import SPARE_SECONDS, Suspension, prolong
 from expediter.store.submissions import Answer, Applied, Asked, Claims, IdempotencyKey, Outcome, Replayed, Request
 from expediter.store.transaction import Batch, apply
+from expediter.telemetry.meters import Family
 
 #: Seconds that a commit of unknown outcome is looked up for, and the pause between two looks.
 SETTLE_SECONDS_MAX = WRITE_SECONDS_MAX
@@ -44,8 +46,6 @@ TELL_SECONDS_MAX = 0.002
 BUGS_IN_A_ROW = 5
 #: How often that is tried for one batch.
 SUSPENSIONS_MAX = 3
-#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
-ADMIT_SECONDS_MAX = 5.0
 #: Seconds for which what became of the last batch is what the health says; then an empty change is tried.
 KNOWN_SECONDS = 1.0
 #: Pause between two rounds of housekeeping, in seconds.
@@ -69,6 +69,7 @@ class Committer:
         self._cache = cache
         self._slot = slot
         self._gathering = Gathering()
+        self._measured = Commits()
         self._wake = asyncio.Event()
         self.background = Background("committer", self._run)
         self._listeners: list[Callable[[list[Applied]], None]] = []
@@ -111,12 +112,18 @@ class Committer:
     async def submit_all(self, asked: Sequence[Asked], body_bytes: int = 0) -> list[Outcome]:
         """Carry out the requests in one transaction and return their outcomes, refusals included.
 
-        Raises Overloaded when the queue is full, and what the transaction raised (Unavailable). A caller that goes
-        away changes nothing: what it asked for is carried out all the same.
+        Raises Overloaded when the queue is full or too slow, and what the transaction raised (Unavailable). A
+        caller that goes away changes nothing: what it asked for is carried out all the same.
         """
-        done = self._gathering.put(asked, time.monotonic() + ADMIT_SECONDS_MAX, body_bytes)
+        now = time.monotonic()
+        self._gathering.admit(now)
+        done = self._gathering.put(asked, now, now + ADMIT_SECONDS_MAX, body_bytes)
         self._wake.set()
         return await done
+
+    def admit(self) -> None:
+        """Raise Overloaded while `submit` would: before anything is done for a request that comes to nothing."""
+        self._gathering.admit(time.monotonic())
 
     async def submit_patiently(
         self, asked: Sequence[Asked], body_bytes: int = 0, *, alone: bool = False
@@ -126,7 +133,7 @@ class Committer:
         `alone`: it shares its transaction with nobody.
         """
         await self._gathering.room(len(asked), body_bytes)
-        done = self._gathering.put(asked, math.inf, body_bytes, alone=alone)
+        done = self._gathering.put(asked, time.monotonic(), math.inf, body_bytes, alone=alone)
         self._wake.set()
         return await done
 
@@ -139,13 +146,15 @@ class Committer:
                 groups, late = self._gathering.take(self._begun_at)
                 if late:
                     _fail(late, DatabaseUnavailable(_LATE))
+                self._measured.begin(groups, self._begun_at)
                 try:
                     if groups:
                         await self._commit(groups)
+                        self._gathering.stored(time.monotonic())
                 except Exception as error:
                     # Whatever it is: everyone in the batch must hear of it, and the next must be carried out.
                     self._give_up(groups, error)
-                    log.exception("a batch failed")
+                    log.exception("a batch failed", often=True)
                 finally:
                     self._begun_at = math.inf
             if self.background.stopping:
@@ -154,6 +163,7 @@ class Committer:
     async def _commit(self, groups: list[Group], *, again: bool = False) -> None:
         """Carry out a batch; `again`: its commit has failed once, and it is known that nothing was stored."""
         asked = [request for group in groups for request in group.asked]
+        began = time.monotonic()
         try:
             outcomes = await self._write(asked)
         except CommitUncertain as error:
@@ -166,10 +176,12 @@ class Committer:
             self._cache.forget_commit(final=True)
             await self._divide(groups, error)
         else:
+            self._measured.end(len(outcomes), began)
             await self._succeed(groups, outcomes)
 
     def _give_up(self, groups: list[Group], error: Exception) -> None:
         self._tell()
+        self._measured.fail()
         self._cache.forget_commit(final=True)
         self.failing = str(error)
         self._known_at = time.monotonic()
@@ -255,7 +267,7 @@ class Committer:
         """Find out whether a commit that was never answered took place; if not, the batch is carried out again."""
         batch = self._in_doubt
         assert batch is not None  # it was announced before its commit was sent
-        log.warning("the outcome of a commit is not known; looking it up", error=str(uncertain))
+        log.warning("the outcome of a commit is not known; looking it up", often=True, error=str(uncertain))
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS_MAX
         while True:
             try:
@@ -279,6 +291,10 @@ class Committer:
     def under_way_seconds(self) -> float:
         """For how long the transaction under way has been; 0 where there is none."""
         return max(0.0, time.monotonic() - self._begun_at)
+
+    def families(self) -> list[Family]:
+        """Return what this process has measured of its writing."""
+        return self._measured.families(self._gathering, self.under_way_seconds)
 
     async def trouble(self) -> str | None:
         """Return why nothing can be stored; None: something was lately, or an empty transaction can be written."""
@@ -366,7 +382,7 @@ class Committer:
             await self._divide_group(groups[0])
         else:
             if isinstance(error, ConstraintViolated):
-                log.error("the database refused a request", error=str(error))
+                log.error("the database refused a request", often=True, error=str(error))
             else:
                 self._bugs += 1
                 if self._bugs >= BUGS_IN_A_ROW:
@@ -387,7 +403,7 @@ class Committer:
             elif isinstance(error, ExpediterError):
                 outcomes.append(error)
             else:
-                log.error("a request failed for a reason that nobody foresaw", exc_info=error)
+                log.error("a request failed for a reason that nobody foresaw", often=True, exc_info=error)
                 outcomes.append(RequestFailed(f"{type(error).__name__}: {error}"))
         if not group.done.done():
             group.done.set_result(outcomes)
@@ -407,7 +423,7 @@ class Committer:
                 listener(changes)
         except Exception:
             # It is stored all the same: whoever asked hears so, and the others of the batch, too.
-            log.exception("a commit could not be told to everybody in this process")
+            log.exception("a commit could not be told to everybody in this process", often=True)
         return told
 
 

@@ -236,8 +236,11 @@ class Feed:
         self._settled = max(self._settled, position)
         self._newest = max(self._newest, position)
 
-    async def wait(self, cursor: Cursor, seconds: float) -> None:
-        """Return when there may be something behind `cursor`, at the stop of the process, or after `seconds`."""
+    async def wait(self, cursor: Cursor, seconds: float, left: asyncio.Future[None] | None = None) -> None:
+        """Return when there may be something behind `cursor`, at the stop of the process, or after `seconds`.
+
+        `left` is done once the reader has left; nobody waits for it then.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         self.waiting += 1
         try:
@@ -252,10 +255,11 @@ class Feed:
                     return
                 if -1 < self._newest < cursor.position:
                     return  # an older database came back, and the reader must hear of it
-                left = deadline - asyncio.get_running_loop().time()
-                if left <= 0:
+                rest = deadline - asyncio.get_running_loop().time()
+                if rest <= 0 or (left is not None and left.done()):
                     return
-                await asyncio.wait([self._moved, self._task], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                awaited = [self._moved, self._task] if left is None else [self._moved, self._task, left]
+                await asyncio.wait(awaited, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.waiting -= 1
 

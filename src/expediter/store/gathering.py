@@ -19,6 +19,21 @@ HALVINGS_MAX = 8
 #: Requests that may wait for their transaction, and the bytes of their bodies; one more is refused (Overloaded).
 QUEUE_REQUESTS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
+#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before; one
+#: that would have to wait longer is refused at once.
+ADMIT_SECONDS_MAX = 5.0
+#: Seconds that a newcomer may have to wait behind a queue that does not get shorter.
+STANDING_SECONDS_MAX = 0.25
+#: Transactions whose worth of requests may always wait: less is no queue, however slow the database is.
+STANDING_BATCHES = 2
+#: Seconds for which it may be more: many that come at once are let in, more than can be stored are not.
+BURST_SECONDS_MAX = 0.5
+#: Seconds without a refusal after which many may come at once again.
+CALM_SECONDS = 5.0
+_STANDING_REQUESTS = STANDING_BATCHES * BATCH_REQUESTS_MAX
+_STANDING_BYTES = STANDING_BATCHES * BATCH_BYTES_MAX
+#: How much of what is known of a batch's speed counts on beside the next one.
+_MEMORY = 0.8
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +48,8 @@ class Group:
     body_bytes: int = 0
     #: Whether it has a transaction to itself: others have failed with it.
     alone: bool = False
+    #: When it began to wait, on the monotonic clock.
+    since: float = 0.0
 
     def fail(self, error: Exception) -> None:
         """Tell whoever asked, unless they have been told."""
@@ -53,6 +70,14 @@ class Gathering:
         self._loop: asyncio.AbstractEventLoop | None = None
         #: How often a batch is halved now.
         self.halvings = 0
+        #: What the last batches took, and had in them; older ones count less.
+        self._seconds = self._stored = 0.0
+        #: How many requests are in the batch under way, and since when it is; infinity: there is none.
+        self._taken = 0
+        self._taken_at = math.inf
+        #: Since when a newcomer would have to wait for too long, and when that was not so for long enough.
+        self._long_since = math.inf
+        self._calm_at = -math.inf
 
     def fewer(self) -> None:
         """Make the next batches half as large: one was too much for the database, or holds what it cannot do."""
@@ -62,15 +87,57 @@ class Gathering:
         """Let the next batches be twice as large again, up to the limits."""
         self.halvings = max(self.halvings - 1, 0)
 
+    @property
+    def requests(self) -> int:
+        """How many requests wait."""
+        return self._requests
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes their bodies have."""
+        return self._bytes
+
+    def stored(self, now: float) -> None:
+        """Say that the batch that was taken out last is stored, or has failed."""
+        self._seconds = self._seconds * _MEMORY + now - self._taken_at
+        self._stored = self._stored * _MEMORY + self._taken
+        self._taken_at = math.inf
+
+    def admit(self, now: float) -> None:
+        """Raise Overloaded for a newcomer that would wait for too long, as fast as the last batches were.
+
+        What fits into the next transactions is never too much.
+        """
+        if self._requests <= _STANDING_REQUESTS and self._bytes <= _STANDING_BYTES:
+            self._long_since = math.inf
+            return
+        seconds = self._wait_seconds(now)
+        if seconds <= STANDING_SECONDS_MAX:
+            self._long_since = math.inf
+            return
+        self._long_since = min(self._long_since, now)
+        burst = now >= self._calm_at and now - self._long_since < BURST_SECONDS_MAX
+        if not burst or seconds > ADMIT_SECONDS_MAX:
+            self._calm_at = now + CALM_SECONDS
+            raise Overloaded(f"{self._requests} requests wait to be stored, for {seconds:.1f} s; try again")
+
+    def _wait_seconds(self, now: float) -> float:
+        """Return how long a newcomer will wait; a batch under way that is slower than the last counts, too."""
+        if not self._stored:
+            return 0.0
+        each = self._seconds / self._stored
+        slower = (self._seconds + now - self._taken_at) / (self._stored + self._taken)
+        return self._requests * max(each, slower)
+
     def put(
-        self, asked: Sequence[Asked], until: float, body_bytes: int, *, alone: bool = False
+        self, asked: Sequence[Asked], since: float, until: float, body_bytes: int, *, alone: bool = False
     ) -> asyncio.Future[list[Outcome]]:
-        """Add a group that waits `until` then. Raises Overloaded when there is no room for it."""
+        """Add a group that waits `since` now `until` then. Raises Overloaded when there is no room for it."""
         if self._requests + len(asked) > QUEUE_REQUESTS_MAX or self._bytes + body_bytes > QUEUE_BYTES_MAX:
             raise Overloaded(f"{self._requests} requests ({self._bytes} bytes) wait to be stored; try again")
         loop = self._loop = self._loop or asyncio.get_running_loop()
         done: asyncio.Future[list[Outcome]] = loop.create_future()
-        self.groups.append(Group(asked, done, until, body_bytes, alone))
+        self.groups.append(Group(asked, done, until, body_bytes, alone, since))
         self._requests += len(asked)
         self._bytes += body_bytes
         return done
@@ -105,5 +172,6 @@ class Gathering:
             self.groups.popleft()
             self._requests -= len(group.asked)
             self._bytes -= group.body_bytes
+        self._taken, self._taken_at = requests, now
         self._room.set()
         return batch, late

@@ -16,6 +16,7 @@ from expediter.store.rows import DEAD_JOBS, HANDED_OVER, JOBS
 class Backlog(msgspec.Struct, frozen=True):
     """The jobs, counted at `now`; `oldest_due_at` is when the one that has waited longest came due.
 
+    `first_due` is when the first job of each kind is or was due, of those kinds that have one.
     Orders that were `handed_over` wait for a report, and for no worker.
     """
 
@@ -26,6 +27,7 @@ class Backlog(msgspec.Struct, frozen=True):
     dead: int
     handed_over: int
     oldest_due_at: int | None
+    first_due: Mapping[JobKind, int]
 
 
 def _first_due(kind: JobKind, *condition: ColumnElement[bool]) -> ScalarSelect[int]:
@@ -71,10 +73,11 @@ async def backlog(connection: Connection, counters: Mapping[str, int]) -> Backlo
     What waits is what is left of the counters, so the time that this takes does not grow with the queue.
     """
     now = await connection.now()
-    first_due = [due_at for due_at in (await connection.fetch(FIRST_DUE))[0] if due_at is not None]
+    rows = await connection.fetch(FIRST_DUE)
+    first_due = {kind: due_at for kind, due_at in zip(KINDS, rows[0], strict=True) if due_at is not None}
     later, leased = (await connection.fetch(_LATER, now=now))[0]
     dead, handed_over = counters.get(DEAD_JOBS, 0), counters.get(HANDED_OVER, 0)
-    oldest = min(first_due, default=NEVER)
+    oldest = min(first_due.values(), default=NEVER)
     return Backlog(
         now=now,
         # On a server the counters and the rows may be a batch apart.
@@ -84,4 +87,5 @@ async def backlog(connection: Connection, counters: Mapping[str, int]) -> Backlo
         dead=dead,
         handed_over=handed_over,
         oldest_due_at=oldest if oldest <= now else None,
+        first_due=first_due,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,6 +20,7 @@ from expediter.store import lookups
 from expediter.store.feed import Feed
 from expediter.store.jobs import Backlog, backlog
 from expediter.store.lookups import HistoryRow
+from expediter.store.overview import Overview, read_overview
 from expediter.store.rows import count_of
 from expediter.store.submissions import Applied, PageQuery
 from expediter.store.watching import Watch
@@ -130,9 +131,12 @@ class Queries:
         }
         return [entries.get(order_id) for order_id in order_ids]
 
-    async def wait(self, order_id: str, *, beyond: int, seconds: float) -> Entry:
+    async def wait(
+        self, order_id: str, *, beyond: int, seconds: float, left: asyncio.Future[None] | None = None
+    ) -> Entry:
         """Return the order once its version is above `beyond` or it has ended, or after `seconds` as it is then.
 
+        `left` is done once the reader has left; the order is returned as it is then, too.
         Raises OrderNotFound, also when the order is deleted meanwhile.
         """
         loop = asyncio.get_running_loop()
@@ -144,10 +148,12 @@ class Queries:
                 if not self._stopping:
                     await self._watch.begin()
                 entry = await self.order(order_id, min_version=version)
-                left = deadline - loop.time()
-                if entry.version > beyond or left <= 0 or self._stopping or await self._ended(order_id):
+                rest = deadline - loop.time()
+                over = rest <= 0 or self._stopping or (left is not None and left.done())
+                if entry.version > beyond or over or await self._ended(order_id):
                     return entry
-                await asyncio.wait([changed], timeout=left)
+                awaited: list[asyncio.Future[Any]] = [changed] if left is None else [changed, left]
+                await asyncio.wait(awaited, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
                 version = changed.result() if changed.done() else version
             finally:
                 self._watch.forget(order_id, changed)
@@ -249,6 +255,10 @@ class Queries:
     async def breaker(self) -> Breaker:
         """Return the payment gateway's circuit breaker."""
         return await self._database.read(lookups.breaker)
+
+    async def overview(self) -> Overview:
+        """Return how the whole system stands."""
+        return await self._database.read(read_overview)
 
     async def queue(self, statuses: Sequence[Status] = (), limit: int = 0) -> Queue:
         """Return the queue's state, with up to `limit` newest ids in each of these statuses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 
+from expediter.backends.bounded import Bounded
 from expediter.orders.order import Order
 
 #: Bytes of documents that a process keeps for its pages; what was kept first goes first.
@@ -22,28 +23,19 @@ class Worded:
 
     def __init__(self, bytes_max: int = WORDED_BYTES_MAX) -> None:
         """Nothing is kept yet."""
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._documents: dict[_Key, bytes] = {}
+        self._documents: Bounded[_Key, bytes] = Bounded(bytes_max, lambda document: len(document) + _ENTRY_BYTES)
         self._lock = Lock()
 
     def find(self, orders: Sequence[Order]) -> dict[str, bytes]:
         """Return the documents of those of these orders that are kept, by order id."""
-        kept = self._documents
+        kept = self._documents.kept
         found = ((order.order_id, kept.get(_key(order))) for order in orders)
         return {order_id: document for order_id, document in found if document is not None}
 
     def keep(self, order: Order, document: bytes) -> None:
         """Keep a document, in the place of the oldest ones."""
         with self._lock:
-            key = _key(order)
-            if key in self._documents:
-                return
-            self._documents[key] = document
-            self._bytes += len(document) + _ENTRY_BYTES
-            while self._bytes > self._bytes_max:
-                oldest = next(iter(self._documents))
-                self._bytes -= len(self._documents.pop(oldest)) + _ENTRY_BYTES
+            self._documents.keep(_key(order), document)
 
 
 def _key(order: Order) -> _Key:

@@ -13,8 +13,22 @@ import msgspec
 
 from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
+from expediter.store.keys import KeyRing
 from expediter.web.access import allow, identify
-from expediter.web.api import admin, batch, events, keys, ops, orders, pages, payments, progress, webhooks
+from expediter.web.api import (
+    admin,
+    batch,
+    events,
+    health,
+    keys,
+    metrics,
+    ops,
+    orders,
+    pages,
+    payments,
+    progress,
+    webhooks,
+)
 from expediter.web.compat.tables import DIALECTS
 from expediter.web.compat.translation import Translation
 from expediter.web.context import Context
@@ -28,7 +42,9 @@ from expediter.web.http import (
     BodyTooSlow,
     Call,
     Reply,
+    passed_on,
 )
+from expediter.web.limits import RateLimited
 from expediter.web.openapi import openapi_document
 from expediter.web.operations import Operation
 from expediter.web.origins import Origins
@@ -45,13 +61,14 @@ OPERATIONS: tuple[Operation, ...] = (
     *progress.OPERATIONS,
     *admin.OPERATIONS,
     *keys.OPERATIONS,
+    *health.OPERATIONS,
     *ops.OPERATIONS,
+    *metrics.OPERATIONS,
 )
 
 #: Seconds between two looks for requests that take too long.
 WATCH_SECONDS = 0.25
 
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _NAME = re.compile(r"\{(\w+)\}")
 
 #: The operations at one path, by their method.
@@ -63,7 +80,22 @@ def create_app(context: Context) -> App:
     app: App = _Application(context)
     if context.settings.compat is not Compat.NONE:
         app = Translation(app, DIALECTS[context.settings.compat], context.queries, context.ring)
+    if context.settings.rate is not None:
+        app = _Known(RateLimited(app, context.settings.rate, context.tally), context.ring)
     return Origins(app, context.settings.origins) if context.settings.origins else app
+
+
+class _Known:
+    """An application before which it is known who calls: rates are counted for each key."""
+
+    def __init__(self, app: App, ring: KeyRing) -> None:
+        self._app = app
+        self._ring = ring
+
+    def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
+        if self._ring.asks:
+            identify(call, self._ring)
+        return self._app(call)
 
 
 class _Application:
@@ -121,7 +153,7 @@ class _Application:
             reply = problem_reply(error, call.request_id)
         except Exception as error:
             reply = bug_reply(error, call.request_id)  # as below
-        return _passed_on(call, reply)
+        return passed_on(call, reply)
 
     async def _answer(self, call: Call, operation: Operation) -> Reply:
         self._under_way.add(call)
@@ -148,7 +180,7 @@ class _Application:
             reply = bug_reply(error, call.request_id)
         finally:
             self._under_way.remove(call)
-        return _passed_on(call, reply)
+        return passed_on(call, reply)
 
     def _end_what_takes_too_long(self) -> None:
         now = time.monotonic()
@@ -173,6 +205,7 @@ class _Application:
                 f"{call.path} has no {call.method}; it has {', '.join(allowed)}",
                 {"Allow": ", ".join(allowed)},
             )
+        call.route = operation.paths[0]
         return operation
 
     def _match(self, call: Call) -> Methods:
@@ -186,15 +219,6 @@ class _Application:
                 call.path_values = found.groupdict()
                 return methods
         raise RequestRefused(404, "Not found", f"There is nothing at {call.path}; see /docs")
-
-
-def _passed_on(call: Call, reply: Reply) -> Reply:
-    """Return a reply with the headers that go back as they came; the request id may be made."""
-    reply.headers.append((b"x-request-id", call.request_id.encode()))
-    traced = call.named.get(b"traceparent")
-    if traced is not None and _TRACEPARENT.fullmatch(traced):
-        reply.headers.append((b"traceparent", traced))
-    return reply
 
 
 def _took_too_long(method: str) -> Unavailable:

@@ -107,6 +107,8 @@ def admit(call: Call, context: Context, in_body: str | None) -> None:
         return
     if call.key_id and not given:
         raise Forbidden(Scope.ADMIN)
+    if given:  # who sends none has not guessed
+        context.secrets.wrong_secret(call)
     ways = [_BASIC_CHALLENGE] if password else []
     said = _NO_PASSWORD if password else _NO_KEY
     if context.ring.asks:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from expediter.backends.brokers import Broker
 from expediter.backends.cache import Cache
+from expediter.backends.tallies import SharedTally
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.laws import Verified
 from expediter.orders.order import MICROSECONDS
@@ -18,6 +19,9 @@ from expediter.store.committer import Committer
 from expediter.store.keys import KeyRing, Keys
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
+from expediter.telemetry.meters import Family
+from expediter.web.limits import WrongSecrets
+from expediter.web.tallies import Requests
 
 
 class Hears(Protocol):
@@ -33,6 +37,11 @@ class Hears(Protocol):
         """Return the command for an event of Stripe's; None: it concerns no order."""
 
 
+async def nothing_measured() -> list[Family]:
+    """Return that nothing is measured: the interface is used without a server around it."""
+    return []
+
+
 @dataclass
 class Context:
     """The parts that the web uses. `draining` turns readiness off while the process stops.
@@ -42,8 +51,13 @@ class Context:
     `streams` how many readers of events are connected.
 
     `keys` are the API keys, and `ring` what this process knows of them.
+    `verdicts` are what the last looks at each part have found, and since when (Unix microseconds) it has been so.
 
     `send` makes one try to send a body, under a name, to a webhook endpoint.
+
+    `requests` counts what was answered, and `metrics` returns what is measured of the whole service.
+
+    `secrets` knows who has guessed passwords or keys. `tally` None: rates are counted in this process alone.
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered.
     """
@@ -65,9 +79,14 @@ class Context:
     broker: Broker | None = None
     intake: QueuedIntake | None = None
     temporary: TemporaryOrders | None = None
+    tally: SharedTally | None = None
+    secrets: WrongSecrets = field(default_factory=WrongSecrets)
     draining: bool = False
     batches: int = 0
     streams: int = 0
+    verdicts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    requests: Requests = field(default_factory=Requests)
+    metrics: Callable[[], Awaitable[list[Family]]] = nothing_measured
 
     @property
     def keep(self) -> int:

@@ -62,6 +62,11 @@ def refuse_unfit(body: bytes, faults_max: int) -> None:
             raise InvalidInput(chain([some], faults), faults_max=faults_max)
 
 
+def refuse_twice(body: bytes) -> None:
+    """Refuse a body that names something twice in one object: which one would count? Raises BadRequest."""
+    _plain(body)
+
+
 def without_numbers(body: bytes) -> Any:
     """Return a body that was decoded before as plain Python objects, None for each number."""
     return _read(body.decode())

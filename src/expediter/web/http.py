@@ -12,13 +12,11 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import uuid_utils
-from msgspec.structs import replace
 
-from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput, Unauthorized
-from expediter.orders.commands import PlaceOrder
-from expediter.orders.order import Stages
+from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput, Overloaded, Unauthorized
 from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, IdempotencyKey
+from expediter.web.fingerprints import fingerprinted
 
 Header = tuple[bytes, bytes]
 
@@ -27,6 +25,8 @@ NO_SCOPES: frozenset[Scope] = frozenset()
 
 #: Bytes of one request's body, at most; counted while it arrives.
 BODY_BYTES_MAX = 1024 * 1024
+#: Bytes of all bodies that a process gathers while they arrive, at most; one that would be more is refused.
+BODIES_BYTES_MAX = 64 * 1024 * 1024
 #: Bytes of one request's headers, at most.
 HEADER_BYTES_MAX = 32 * 1024
 #: Bytes of a request's target, at most.
@@ -42,9 +42,9 @@ JSON: Header = (b"content-type", b"application/json")
 _PASSED_OVER = ("_", "utm_")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'"([^"]*)"')
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
-_sorted_json = msgspec.json.Encoder(order="sorted").encode
 to_json = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -94,13 +94,39 @@ def json_reply(status: int, document: Any) -> Reply:
     return Reply(status, to_json(document), [JSON])
 
 
+class Gathered:
+    """The bytes of the bodies that all connections gather now."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        """There are none."""
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Count more. Raises Overloaded when it is too much for one process."""
+        if self.size + size > BODIES_BYTES_MAX:
+            raise Overloaded("Too many bodies arrive at once; try again")
+        self.size += size
+
+
 class Body:
     """The body of a request: all of it, or what has arrived so far."""
 
-    __slots__ = ("_arrived", "_on_wanted", "complete", "lost", "parts", "size")
+    __slots__ = ("_arrived", "_on_wanted", "complete", "gathered", "lost", "parts", "size")
 
-    def __init__(self, data: bytes = b"", *, on_wanted: Callable[[], None] | None = None) -> None:
-        """Give all of a body; or what is told that somebody waits for more, of one that still arrives."""
+    def __init__(
+        self,
+        data: bytes = b"",
+        *,
+        on_wanted: Callable[[], None] | None = None,
+        gathered: Gathered | None = None,
+    ) -> None:
+        """Give all of a body; or what is told that somebody waits for more, of one that still arrives.
+
+        It counts among what is `gathered` while it does.
+        """
+        self.gathered = gathered or Gathered()
         self.parts = [data] if data else []
         #: Bytes that wait to be read.
         self.size = len(data)
@@ -154,6 +180,7 @@ class Call:
     """One HTTP request. `order_id` and the like come from the path."""
 
     __slots__ = (
+        "_leaving",
         "arriving",
         "began",
         "client",
@@ -161,6 +188,7 @@ class Call:
         "headers",
         "key_id",
         "last",
+        "left",
         "method",
         "named",
         "path",
@@ -168,7 +196,9 @@ class Call:
         "query_string",
         "refusal",
         "request_id",
+        "route",
         "scopes",
+        "secure",
         "stranger",
         "target",
         "task",
@@ -194,7 +224,9 @@ class Call:
         self.headers = headers
         self.arriving = arriving
         self.version = version
+        #: The address of who asks: the peer's, or what a trusted proxy says of it, which also tells of https.
         self.client = client
+        self.secure = False
         self.refusal = refusal
         #: When it began, and when it is answered that it took too long, on the monotonic clock.
         self.began = time.monotonic()
@@ -206,6 +238,8 @@ class Call:
         #: With and without a slash at the end is the same.
         self.path = path[:-1] if len(path) > 1 and path[-1] == "/" else path
         self.path_values: dict[str, str] = {}
+        #: The canonical path of the operation that is asked for, names in braces; empty: there is none.
+        self.route = ""
         #: The headers by their names; of one that comes more than once, the last.
         self.named = dict(headers)
         given = self.named.get(b"x-request-id")
@@ -222,6 +256,9 @@ class Call:
         self.last = False
         #: Whether its client sends the body unasked, or was told to.
         self.continued = True
+        #: Whether its client says no more, or has gone.
+        self.left = False
+        self._leaving: asyncio.Future[None] | None = None
 
     @property
     def short(self) -> bool:
@@ -231,6 +268,20 @@ class Call:
     def may_take(self, seconds: float) -> None:
         """Let it take so many seconds from now before it is answered that it took too long."""
         self.until = time.monotonic() + seconds
+
+    def leave(self) -> None:
+        """Its client says no more, or has gone; the two cannot be told apart before something is written to it."""
+        self.left = True
+        if self._leaving is not None and not self._leaving.done():
+            self._leaving.set_result(None)
+
+    def leaving(self) -> asyncio.Future[None]:
+        """Return what is done once its client has left: then nothing is worth waiting for."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_future()
+            if self.left:
+                self._leaving.set_result(None)
+        return self._leaving
 
     def header(self, name: bytes) -> str | None:
         """Return a header by its lower-case name."""
@@ -276,10 +327,14 @@ class Call:
         began = time.monotonic()
         self.until += BODY_SECONDS_MAX  # a body that is late has its own limit, and its own answer
         body = bytearray()
+        gathered, counted = self.arriving.gathered, 0
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 while True:
-                    body += await self.arriving.more()
+                    part = await self.arriving.more()
+                    gathered.add(len(part))
+                    counted += len(part)
+                    body += part
                     if len(body) > BODY_BYTES_MAX:
                         raise BodyTooLarge
                     if self.arriving.complete and not self.arriving.parts:
@@ -287,6 +342,7 @@ class Call:
         except TimeoutError:
             raise BodyTooSlow from None
         finally:
+            gathered.size -= counted
             self.until += time.monotonic() - began - BODY_SECONDS_MAX
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -302,8 +358,12 @@ class Call:
     def has_media_type(self, *media_types: str) -> bool:
         """Return whether the body is said to be of one of these types, as it is."""
         given = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        packed = self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
-        return given in media_types and not packed
+        return given in media_types and not self.packed
+
+    @property
+    def packed(self) -> bool:
+        """Whether the body is said to be compressed, or changed in another way."""
+        return self.named.get(b"content-encoding", b"identity").strip().lower() != b"identity"
 
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.
@@ -343,23 +403,13 @@ class Call:
         return given.strip() == "*" or str(version) in _TAG.findall(given)
 
 
-def fingerprinted(asked: Any) -> bytes:
-    """Return what identifies a request: the same for all that ask for the same."""
-    if isinstance(asked, PlaceOrder):
-        # Its id if the client has chosen it; and neither the time nor the stages, which the settings say.
-        changes: dict[str, Any] = {"order_id": ""} if asked.fresh else {}
-        metadata = _plain_numbers(msgspec.json.decode(asked.metadata))
-        plain = replace(asked, placed_at=None, stages=Stages.PAYMENT, metadata="", **changes)
-        return _sorted_json((plain, metadata))
-    return _sorted_json(asked)
-
-
-def _plain_numbers(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Write 1.0 as 1: in JSON they are the same number."""
-    return {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in metadata.items()
-    }
+def passed_on(call: Call, reply: Reply) -> Reply:
+    """Return a reply with the headers that go back as they came; the request id may be made."""
+    reply.headers.append((b"x-request-id", call.request_id.encode()))
+    traced = call.named.get(b"traceparent")
+    if traced is not None and _TRACEPARENT.fullmatch(traced):
+        reply.headers.append((b"traceparent", traced))
+    return reply
 
 
 class BodyTooLarge(Exception):

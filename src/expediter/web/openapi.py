@@ -37,7 +37,7 @@ _TAGS = {
     _SHORT: "The same calls under `/orders`, as older clients know them; `POST` answers 201 there.",
 }
 #: Statuses that any operation may answer.
-_ALWAYS = (400, 405, 503)
+_ALWAYS = (400, 405, 429, 503)
 _HEADERS = {
     "WWW-Authenticate": {"schema": {"type": "string"}, "description": "How to say who calls (RFC 6750, 7617)."},
     "Allow": {"schema": {"type": "string"}, "description": "The methods that this path has."},
@@ -49,6 +49,7 @@ _HEADERS_BY_STATUS = {
     201: ("Location", "ETag"),
     401: ("WWW-Authenticate",),
     405: ("Allow",),
+    429: ("Retry-After",),
     503: ("Retry-After",),
 }
 

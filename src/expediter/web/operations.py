@@ -67,14 +67,19 @@ IF_MATCH = Parameter(
 IF_NONE_MATCH = Parameter(
     name="If-None-Match",
     where="header",
-    schema={"type": "string", "pattern": '^("[0-9]+"|\\*)$'},
-    description="304 if the order still has this ETag.",
+    schema={"type": "string"},  # also lists, and tags of others: what is none of ours is passed over
+    description='304 if the order still has this ETag, as in `"3"`.',
 )
 
 
 def both(rest: str = "") -> tuple[str, ...]:
     """Return a path about orders in either family: the canonical one, and the short one."""
     return (f"/api/v1/orders{rest}", f"/orders{rest}")
+
+
+def service_read(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
+    """Return a read about the service itself, for everybody."""
+    return Operation(paths=(path,), handler=handler, scope=None, summary=summary, tag="service", answers=answers)
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:

@@ -27,7 +27,7 @@ from expediter.errors import (
     WebhookNotFound,
 )
 from expediter.store.feed import CursorGone
-from expediter.web.http import Header, Reply
+from expediter.web.http import Call, Header, Reply
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +89,8 @@ STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/problem+json")
+#: Some refusals say who has asked for what, and none is worth keeping.
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 def problem_reply(error: ExpediterError, request_id: str) -> Reply:
@@ -99,7 +101,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         status, title = _status(error)
     if status == 500:
         return bug_reply(error, request_id)
-    headers: list[Header] = [_JSON]
+    headers: list[Header] = [_JSON, _NO_STORE]
     problem = Problem(
         type=f"urn:expediter:problem:{title.lower().replace(' ', '-')}",
         title=title,
@@ -128,7 +130,7 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
 
 def bug_reply(error: Exception, request_id: str) -> Reply:
     """Log an error that nobody foresaw, and return a 500 that says its request id and nothing else."""
-    log.error("a request failed", request_id=request_id, exc_info=error)
+    log.error("a request failed", often=True, request_id=request_id, exc_info=error)
     text = f"Something went wrong here, not with your request; it is logged as {request_id}"
     problem = Problem(
         type="about:blank",
@@ -138,7 +140,14 @@ def bug_reply(error: Exception, request_id: str) -> Reply:
         error=text,
         request_id=request_id,
     )
-    return Reply(500, _encode(problem), [_JSON])
+    return Reply(500, _encode(problem), [_JSON, _NO_STORE])
+
+
+def not_taken(call: Call, *media_types: str) -> RequestRefused:
+    """Return why a body is refused that is not of `media_types`, with the header that says what is (RFC 9110)."""
+    taken = {"Accept-Encoding": "identity"} if call.packed else {"Accept": ", ".join(media_types)}
+    how = f"Send the body as {' or '.join(media_types)}, without a Content-Encoding"
+    return RequestRefused(415, "Unsupported media type", how, taken)
 
 
 def status_of(error: ExpediterError) -> int:

@@ -398,7 +398,14 @@ EXAMPLES: Mapping[str, Any] = {
         "status": "healthy",
         "version": "1.0.0",
         "durability": "power-safe",
-        "dependencies": {"database": {"status": "ok", "detail": "SQLite 3.40.1, answered in 0.2 ms"}},
+        "dependencies": {
+            "database": {
+                "status": "ok",
+                "detail": "SQLite 3.40.1, orders.db",
+                "since": "2026-11-28T09:30:00.000000Z",
+                "latency_ms": 0.2,
+            }
+        },
     },
     "Alive": _ALIVE,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from time import monotonic
 
 import structlog
 
@@ -36,6 +37,8 @@ from expediter.orders.resilience import (
 )
 from expediter.store.committer import Committer
 from expediter.store.submissions import Applied, Asked, ClaimDue, Claimed, Claims, ReportBreaker, Request
+from expediter.telemetry.meters import Family
+from expediter.work.measured import Work
 from expediter.work.stages import Tools, run
 
 #: Jobs in one claim, at most.
@@ -82,11 +85,16 @@ class Worker:
         self._budget = RetryBudget()
         #: Whether it was said that outcomes wait for the database.
         self._away = False
+        self._measured = Work()
 
     @property
     def busy(self) -> int:
         """How many jobs run now."""
         return len(self._running)
+
+    def families(self) -> list[Family]:
+        """Return what this process has measured of its jobs."""
+        return self._measured.families(self.busy, self._concurrency)
 
     def start(self) -> None:
         """Begin to claim."""
@@ -149,12 +157,14 @@ class Worker:
     async def _claim(self, limit: int) -> Claims | None:
         tools = self._tools
         asked = ClaimDue(self._holder, limit, tools.lease, CLAIMS_MAX, tools.key_prefix, tools.kinds)
+        began = monotonic()
         try:
             claims = (await self._committer.submit_patiently([asked]))[0]
         except ExpediterError as error:
             log.warning("jobs cannot be claimed now", error=str(error))
             return None
         assert isinstance(claims, Claims)
+        self._measured.claimed(len(claims.claimed), monotonic() - began)
         self._hear(claims.breaker)
         return claims
 
@@ -172,18 +182,23 @@ class Worker:
         self._running.discard(task)
         self._wake.set()
         if not task.cancelled() and (error := task.exception()):
-            log.error("a job ended with an error of the worker's own", exc_info=error)
+            log.error("a job ended with an error of the worker's own", often=True, exc_info=error)
 
     async def _work(self, claimed: Claimed) -> None:
         next_step: Claimed | None = claimed
         while next_step is not None:
             until = asyncio.get_running_loop().time() + self._tools.lease / MICROSECONDS
-            calls = next_step.job.kind in GATEWAY_KINDS
+            kind = next_step.job.kind
+            calls = kind in GATEWAY_KINDS
             under_way = self._watch.begin() if calls else 0
+            began = monotonic()
             command, told = await self._attempt(next_step)
+            if told:
+                self._measured.called(kind, command, monotonic() - began)
             report = self._breaker_report(next_step, command, under_way, told=told) if calls else None
             reach("called")
             next_step = await self._hand_in(command, report, until)
+            self._measured.ended(kind, monotonic() - began)
             reach("handed in")
 
     async def _attempt(self, claimed: Claimed) -> tuple[WorkerCommand, bool]:
@@ -204,7 +219,7 @@ class Worker:
             return _interrupted(claimed, order), False
         except Exception as error:
             # A stage failed in a way that nobody foresaw: the claim stays counted, so it cannot go on for ever.
-            log.exception("a stage failed", order_id=order.order_id, kind=claimed.job.kind)
+            log.exception("a stage failed", often=True, order_id=order.order_id, kind=claimed.job.kind)
             retry_in = backoff(claimed.job.failures + 1, random.random())
             return FailJob(order_id=order.order_id, fence=fence, error=_short(error), retry_in=retry_in), False
 
@@ -245,7 +260,9 @@ class Worker:
                     )
                     return None
                 if not self._away:
-                    log.warning("outcomes wait for the database", order_id=command.order_id, error=str(error))
+                    log.warning(
+                        "outcomes wait for the database", often=True, order_id=command.order_id, error=str(error)
+                    )
                 self._away = True
                 await asyncio.sleep(HAND_IN_AGAIN_SECONDS)
         self._away = False
@@ -259,7 +276,7 @@ class Worker:
             log.info("a lease was lost; its outcome is dropped", order_id=command.order_id)
             self._watch.forget()  # its calls failed because this process slept
         elif isinstance(first, ExpediterError):
-            log.error("an outcome was refused", order_id=command.order_id, error=str(first))
+            log.error("an outcome was refused", often=True, order_id=command.order_id, error=str(first))
         elif isinstance(first, Applied) and first.job is not None and first.job.holder == self._holder:
             return Claimed(first.order, first.job)
         return None

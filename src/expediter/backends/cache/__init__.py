@@ -93,6 +93,10 @@ class Cache(Protocol):
     def counts(self) -> dict[str, int]:
         """How often the cache answered (`hits`) and did not (`misses`), in this process."""
 
+    async def look(self) -> None:
+        """See whether it can be reached, where it is elsewhere: `failing` says it then. Within a second or two."""
+        return None
+
     async def close(self) -> None:
         """Close every connection."""
         return None

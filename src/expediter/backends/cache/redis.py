@@ -41,6 +41,8 @@ CALL_SECONDS_MAX = 0.05
 RETIRE_SECONDS_MAX = 0.25
 #: The same for opening the connections, which happens apart from the calls.
 CONNECT_SECONDS_MAX = 2.0
+#: Seconds that it may take to answer somebody who asks whether it is there.
+LOOK_SECONDS_MAX = 1.0
 #: Connections that are opened together, and the pauses between two tries, in seconds, from the first to the last.
 CONNECTIONS = 4
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.25, 4.0
@@ -52,6 +54,8 @@ LOOKUPS_PER_CALL = 100
 STATS_SECONDS = 1.0
 #: Entries that are being stored at once, at most; what is beyond is stored by a later reader.
 STORING_MAX = 256
+#: Bytes of these entries, at most.
+STORING_BYTES_MAX = 16 * 1024 * 1024
 #: A page or order larger than this is not kept, in bytes.
 VALUE_BYTES_MAX = 1024 * 1024
 
@@ -103,6 +107,7 @@ class RedisCache(Cache):
         )
         self._background: set[asyncio.Task[Any]] = set()
         self._storing: set[asyncio.Task[bool]] = set()
+        self._storing_bytes = 0
         self._hits = self._misses = 0
         self._told = (0, 0)
         self._telling = False
@@ -216,7 +221,7 @@ class RedisCache(Cache):
         return Entry(int(head[1]), value[head.end() : -1])
 
     def _keep(self, order_id: str, entry: Entry, epoch: bytes, number: int) -> None:
-        if entry.body is None or len(entry.body) > VALUE_BYTES_MAX or len(self._storing) >= STORING_MAX:
+        if entry.body is None or not self._has_room(len(entry.body)):
             return
         value = b'{"version":%d,"epoch":"%s:%d","order":%s}' % (entry.version, epoch, number, entry.body)
         arguments: list[str | bytes] = [
@@ -227,7 +232,7 @@ class RedisCache(Cache):
             str(entry.version),
             value,
         ]
-        self._store(lambda: self._store_order([f"{self._detail}{order_id}"], arguments))
+        self._store(lambda: self._store_order([f"{self._detail}{order_id}"], arguments), len(value))
 
     async def page(self, key: str, load: LoadPage) -> bytes:
         """See Cache."""
@@ -254,9 +259,9 @@ class RedisCache(Cache):
 
     async def _load_page(self, version: bytes, key: str, load: LoadPage) -> tuple[bytes, bool]:
         body, keep = await load()
-        if keep and len(body) <= VALUE_BYTES_MAX and len(self._storing) < STORING_MAX:
+        if keep and self._has_room(len(body)):
             name = f"{self._list}{version.decode()}:{key}"
-            self._store(lambda: self._client.set(name, body, px=int(self._ttl_ms)))
+            self._store(lambda: self._client.set(name, body, px=int(self._ttl_ms)), len(body))
         return body, keep
 
     async def _look_up_pages(self, keys: Sequence[str]) -> list[tuple[bytes, bytes | None]]:
@@ -277,6 +282,10 @@ class RedisCache(Cache):
     def counts(self) -> dict[str, int]:
         """See Cache."""
         return {"hits": self._hits, "misses": self._misses}
+
+    async def look(self) -> None:
+        """See Cache."""
+        await self._try(self._client.ping, LOOK_SECONDS_MAX)
 
     async def settle(self) -> None:
         """Wait until what readers have loaded is kept."""
@@ -377,10 +386,19 @@ class RedisCache(Cache):
         if hits or misses:
             await self._try(add)
 
-    def _store(self, call: Callable[[], Awaitable[Any]]) -> None:
+    def _has_room(self, size: int) -> bool:
+        fits = self._storing_bytes + size <= STORING_BYTES_MAX and len(self._storing) < STORING_MAX
+        return fits and size <= VALUE_BYTES_MAX
+
+    def _store(self, call: Callable[[], Awaitable[Any]], size: int) -> None:
+        def stored(task: asyncio.Task[bool]) -> None:
+            self._storing.discard(task)
+            self._storing_bytes -= size
+
         task = asyncio.create_task(self._try(call))
         self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
+        self._storing_bytes += size
+        task.add_done_callback(stored)
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)

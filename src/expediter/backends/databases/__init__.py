@@ -8,7 +8,7 @@ it collided with another one, tried again in one place per database; what it doe
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Column, Table
 from sqlalchemy.engine import URL, make_url
@@ -96,6 +96,14 @@ UPKEEP_SECONDS_MAX = 60.0
 Transaction = Callable[[Connection], Coroutine[Any, Any, T]]
 
 
+class Pool(NamedTuple):
+    """The connections to a database: those in use, those that are open, and how many there may be."""
+
+    used: int
+    open: int
+    most: int
+
+
 class Database(Protocol):
     """A database, and the connections to it."""
 
@@ -145,6 +153,9 @@ class Database(Protocol):
 
         `settled` is the number that `work` wants to know to be settled: see Connection.
         """
+
+    def pool(self) -> Pool:
+        """Return how many connections this process has."""
 
     async def durability_settings(self) -> dict[str, str]:
         """Return what the database says of the settings that decide on durability, by their names."""

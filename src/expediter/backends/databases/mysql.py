@@ -15,10 +15,11 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
+from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Pool, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
+from expediter.backends.points import reach
 from expediter.errors import (
     CommitUncertain,
     ConfigurationError,
@@ -237,6 +238,7 @@ class MysqlDatabase(ServerDatabase):
                 await raw.commit()
         except (mysql_errors.OperationalError, mysql_errors.InterfaceError, OSError, TimeoutError) as error:
             raise CommitUncertain(f"The commit was sent, its outcome is not known: {reason(error)}") from error
+        reach("visible")
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:
@@ -310,6 +312,12 @@ class MysqlDatabase(ServerDatabase):
             client_flag=2,
             init_command=_SESSION,
         )
+
+    def pool(self) -> Pool:
+        """See Database."""
+        if self._pool is None:
+            return Pool(0, 0, CONNECTIONS_MAX)
+        return Pool(self._pool.size - self._pool.freesize, self._pool.size, CONNECTIONS_MAX)
 
     async def durability_settings(self) -> dict[str, str]:
         """See Database."""

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Row, T, Transaction
+from expediter.backends.databases import READ_SECONDS_MAX, WRITE_SECONDS_MAX, Collision, Pool, Row, T, Transaction
 from expediter.backends.databases.clock import ServerClock
 from expediter.backends.databases.postgresql_bulk import (
     Pending,
@@ -31,6 +31,7 @@ from expediter.backends.databases.postgresql_bulk import (
 )
 from expediter.backends.databases.server import LOCK_SECONDS_MAX, ROLL_BACK_SECONDS_MAX, ServerDatabase
 from expediter.backends.databases.statements import Compiler
+from expediter.backends.points import reach
 from expediter.errors import CommitUncertain, ConstraintViolated, DatabaseUnavailable, ExpediterError, reason
 
 #: Connections of one process, at most.
@@ -295,6 +296,7 @@ class PostgresDatabase(ServerDatabase):
         if connection.is_open:
             with _uncertain(raw):
                 await raw.execute("COMMIT", timeout=WRITE_SECONDS_MAX)
+        reach("visible")
         return result
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:
@@ -358,6 +360,13 @@ class PostgresDatabase(ServerDatabase):
             init=_prepare,
             reset=_leave_as_it_is,
         )
+
+    def pool(self) -> Pool:
+        """See Database."""
+        if self._pool is None:
+            return Pool(0, 0, CONNECTIONS_MAX)
+        size = self._pool.get_size()
+        return Pool(size - self._pool.get_idle_size(), size, CONNECTIONS_MAX)
 
     async def durability_settings(self) -> dict[str, str]:
         """See Database."""

@@ -26,7 +26,7 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
-from expediter.backends.databases import Collision, Row, T
+from expediter.backends.databases import Collision, Pool, Row, T
 from expediter.backends.databases.statements import Compiler
 from expediter.backends.points import reach
 from expediter.errors import (
@@ -185,6 +185,8 @@ class SqliteDatabase:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
+        #: Transactions that are under way, or wait for their thread.
+        self._used = 0
         self._write_connection: sqlite3.Connection | None = None
         self._watch: sqlite3.Connection | None = None
         self._log = _Log(path)
@@ -203,9 +205,13 @@ class SqliteDatabase:
     ) -> T:
         """See Database. The transaction holds the write lock from its start, so it never collides."""
         written = asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
-        if begun is not None:
-            begun()
-        return await written
+        self._used += 1
+        try:
+            if begun is not None:
+                begun()
+            return await written
+        finally:
+            self._used -= 1
 
     async def rule_out(self, uncertain: CommitUncertain) -> None:
         """See Database. It ended in the writer's thread, before it was reported."""
@@ -218,7 +224,15 @@ class SqliteDatabase:
         settled: Column[int] | None = None,
     ) -> T:
         """See Database."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        self._used += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        finally:
+            self._used -= 1
+
+    def pool(self) -> Pool:
+        """See Database: one that writes, and those that read."""
+        return Pool(min(self._used, READERS + 1), len(self._open), READERS + 1)
 
     def position_reader(self) -> Callable[[], int] | None:
         """See Database."""

@@ -46,6 +46,8 @@ class _Run:
     """What this run of the program knows by now."""
 
     settings: Settings | None = None
+    #: What the program says is lines of JSON.
+    json = False
 
 
 def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[F], F]:
@@ -71,7 +73,7 @@ def say_opening(lines: Sequence[str]) -> None:
 
     The first line is a sentence, and each indented one a word and what there is to say about it.
     """
-    if _Run.settings is None or _Run.settings.log_format != "json":
+    if not _Run.json:
         for line in lines:
             say(line, style="yellow" if line.startswith(("  Anyone", "  files")) else "")
         return
@@ -87,7 +89,7 @@ def say_opening(lines: Sequence[str]) -> None:
 
 def say_error(text: str) -> None:
     """Say why the program ends; with LOG_FORMAT=json, as a line of JSON."""
-    if _Run.settings is not None and _Run.settings.log_format == "json":
+    if _Run.json:
         log.error(text)
     else:
         say(f"expediter: {text}", style="red")
@@ -98,11 +100,18 @@ def in_words(error: Exception) -> str:
     return str(error) if _Run.settings is None else in_users_words(str(error), _Run.settings)
 
 
-def settings_of(**overrides: Any) -> Settings:
-    """Read the settings; what is not None wins over them. Logs are as they say from here on."""
+def settings_of(*, service: bool = False, **overrides: Any) -> Settings:
+    """Read the settings; what is not None wins over them. Logs are as they say from here on.
+
+    `service`: it runs on, and where no terminal is its log is for machines.
+    """
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = _Run.settings = load_settings(**given)
-    configure_logs(settings.log_level, settings.log_format)
+    form = settings.log_format
+    if form == "auto":
+        form = "json" if service and not sys.stderr.isatty() else "text"
+    _Run.json = form == "json"
+    configure_logs(settings.log_level, form)
     if moments := os.environ.get(points.VARIABLE):
         points.switch_on(moments)
     return settings

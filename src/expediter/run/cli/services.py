@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,7 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Let other machines i
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: What a supervisor hands to its processes.
 Descriptor = Annotated[int | None, typer.Option(hidden=True)]
+Place = Annotated[Path | None, typer.Option(hidden=True)]
 
 _BESIDE = "none here: `expediter work` works orders off"
 
@@ -55,13 +57,14 @@ def serve(
     insecure: Insecure = False,
     listen_fd: Descriptor = None,
     lifeline_fd: Descriptor = None,
+    metrics_socket: Place = None,
 ) -> None:
     """Take orders over HTTP, and work them off in the same processes."""
     from expediter.run import serving
     from expediter.web.server import listener
 
     lifeline = _lifeline(lifeline_fd)
-    settings = settings_of(host=host, port=port, api_workers=processes)
+    settings = settings_of(service=True, host=host, port=port, api_workers=processes)
     at_once = settings.worker_count * settings.worker_concurrency
     if settings.api_workers > 1 and lifeline is None:
         where = f"in each of {settings.api_workers} processes, {at_once} at once"
@@ -85,6 +88,7 @@ def serve(
             announce=announce,
             listen_fd=listen_fd,
             lifeline=lifeline,
+            place=metrics_socket,
         ),
         lifeline,
     )
@@ -99,21 +103,26 @@ def work(
         ),
     ] = None,
     lifeline_fd: Descriptor = None,
+    metrics_socket: Place = None,
 ) -> None:
     """Work off orders, without taking any; for use beside `serve --no-workers`."""
     from expediter.run import serving
 
     lifeline = _lifeline(lifeline_fd)
-    settings = settings_of(worker_concurrency=concurrency, worker_count=None if concurrency is None else 1)
+    settings = settings_of(
+        service=True, worker_concurrency=concurrency, worker_count=None if concurrency is None else 1
+    )
 
-    def announce(opened: Service) -> None:
+    def announce(opened: Service, measured_at: str | None) -> None:
         reachable = reachability_lines(opened)
+        if measured_at is not None:
+            reachable.append(f"  metrics  {measured_at}/metrics")
         about = f"Expediter {__version__} works off {opened.database.describe()}, {opened.concurrency} at once"
         say_opening([about, *reachable])
         if lifeline is not None:
             lifeline.ready(reachable)
 
-    _supervised(serving.work(settings, announce=announce, lifeline=lifeline), lifeline)
+    _supervised(serving.work(settings, announce=announce, lifeline=lifeline, place=metrics_socket), lifeline)
 
 
 @command(app, "up", "up --foreground")
@@ -129,7 +138,7 @@ def up(
     """Start API_WORKERS serving and WORKER_COUNT working processes; pid and log files are in RUN_DIR."""
     from expediter.run import background, processes
 
-    settings = settings_of(host=host, port=port)
+    settings = settings_of(service=foreground, host=host, port=port)
     pid_file = _pid_file(settings)
     if not foreground:
         arguments = ["up", "--foreground", "--host", settings.host, "--port", str(settings.port)]
@@ -309,8 +318,15 @@ def _supervise(
         if on_ready is not None:
             on_ready(address, lines)
 
-    supervisor = processes.Supervisor(
-        plans, listener=taken, address=address, drain_seconds=settings.drain_seconds, run_dir=run_dir
-    )
-    if not asyncio.run(supervisor.run(ready)):
-        raise typer.Exit(1)
+    # Not in RUN_DIR: the path of a socket may have a hundred characters.
+    with TemporaryDirectory(prefix="expediter-run-") as sockets:
+        supervisor = processes.Supervisor(
+            plans,
+            listener=taken,
+            address=address,
+            drain_seconds=settings.drain_seconds,
+            sockets=Path(sockets),
+            run_dir=run_dir,
+        )
+        if not asyncio.run(supervisor.run(ready)):
+            raise typer.Exit(1)

@@ -166,6 +166,19 @@ def archive(
         print_line(f"Moved {moved.events} events of {moved.orders} orders to {moved.path}")
 
 
+@command(app, "backup /var/backups/orders-2026-11-28.db")
+def backup(file: Annotated[Path, typer.Argument(help="The new file; one that exists is left alone.")]) -> None:
+    """Copy a SQLite database beside the running service; for a server, print its own command, and exit 1."""
+    from expediter.run import chores
+
+    made = chores.make_backup(settings_of(), file)
+    if isinstance(made, str):
+        print_line(made)
+        sys.stderr.write("Nothing was copied: a database server has a tool of its own for that, see above\n")
+        raise typer.Exit(1)
+    print_line(f"Copied {made:,} bytes to {file}")
+
+
 @command(cache_app, "cache reset", name="reset")
 def cache_reset() -> None:
     """Empty the cache of every process on this database."""

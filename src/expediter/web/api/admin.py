@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from random import Random
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -188,6 +189,7 @@ async def admin_body(call: Call, context: Context, kind: type[Body]) -> Body:
     call.query()
     call.may_take(math.inf)
     text = await call.body()
+    context.secrets.check(call)  # once more: others may have come while the body did
     check_admin_calls_are_on(context)
     admit(call, context, _password_in(text))
     if text.strip():
@@ -210,12 +212,30 @@ async def _asked(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKe
     return body, call.idempotency_key({"count": body.count}, context.keep)
 
 
+def slowed(call: Call, context: Context) -> None:
+    """Refuse who has guessed too often, at once: no task is begun and no body is read for it."""
+    context.secrets.check(call)
+
+
+def unkept(handler: Handler) -> Handler:
+    """Return the handler of an admin call: nobody on the way keeps its answer."""
+
+    @wraps(handler)
+    async def answer(call: Call, context: Context) -> Reply:
+        reply = await handler(call, context)
+        reply.headers.append((b"cache-control", b"no-store"))
+        return reply
+
+    return answer
+
+
 def _admin(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
     return Operation(
         method="POST",
         paths=(path,),
-        handler=handler,
+        handler=unkept(handler),
         scope=Scope.ADMIN,
+        at_once=slowed,
         summary=summary,
         tag="admin",
         answers=answers,

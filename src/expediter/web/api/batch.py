@@ -18,19 +18,19 @@ from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.orders import new_order_id
 from expediter.web.context import Context
+from expediter.web.fingerprints import fingerprinted
 from expediter.web.http import (
     BODY_BYTES_MAX,
     BODY_SECONDS_MAX,
     BodyTooSlow,
     Call,
     Reply,
-    fingerprinted,
     json_reply,
     to_json,
 )
 from expediter.web.operations import IDEMPOTENCY_KEY, Operation, both
 from expediter.web.payloads import OrderBody, decode, place_order
-from expediter.web.problems import FieldError, RequestRefused, status_of
+from expediter.web.problems import FieldError, not_taken, status_of
 
 #: Rows of one request, at most.
 ROWS_MAX = 100_000
@@ -50,7 +50,6 @@ BATCHES_MAX = 16
 GROUPS_UNDER_WAY_MAX = 2
 
 Count = Annotated[int, Meta(ge=0)]
-_HOW = "Send application/json or application/x-ndjson, without a Content-Encoding"
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
@@ -85,7 +84,7 @@ async def create_batch(call: Call, context: Context) -> Reply:
     call.may_take(math.inf)  # each of its groups has its own limits
     streamed = call.has_media_type(*_NDJSON)
     if not streamed and not call.has_media_type("application/json"):
-        raise RequestRefused(415, "Unsupported media type", _HOW)
+        raise not_taken(call, "application/json", _NDJSON[0])
     if context.batches >= BATCHES_MAX:
         raise Overloaded(f"{context.batches} batches are being read; try again")
     context.batches += 1

@@ -88,10 +88,10 @@ async def list_events(call: Call, context: Context) -> Reply:
     while True:
         page = await context.queries.feed.read(after, types, limit)
         left = deadline - asyncio.get_running_loop().time()
-        if page.events or left <= 0 or context.draining:
+        if page.events or left <= 0 or context.draining or call.left:
             break  # also where a filter has found nothing in a part: the caller goes on from the cursor
         if not page.more:
-            await context.queries.feed.wait(page.cursor, left)
+            await context.queries.feed.wait(page.cursor, left, call.leaving())
         after = page.cursor
     return json_reply(200, EventPage([_document(event) for event in page.events], str(page.cursor), page.more))
 

@@ -10,14 +10,11 @@ from expediter.orders.documents import microseconds, timestamp
 from expediter.store.keys import ApiKey
 from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Replayed
-from expediter.web.api.admin import admin_body
+from expediter.web.api.admin import admin_body, slowed, unkept
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, answer_reply, json_reply, to_json
 from expediter.web.operations import IDEMPOTENCY_KEY, Operation
 from expediter.web.payloads import AdminPassword, KeyBody
-
-#: An answer with a key in it is for nobody but the caller.
-_NOT_KEPT = (b"cache-control", b"no-store")
 
 
 class KeyDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,9 +71,7 @@ async def create_key(call: Call, context: Context) -> Reply:
     if isinstance(made, Replayed):
         return answer_reply(made.answer, replayed=True)
     await context.ring.look_now()
-    reply = json_reply(201, key_document(made.key, made.secret))
-    reply.headers.append(_NOT_KEPT)
-    return reply
+    return json_reply(201, key_document(made.key, made.secret))
 
 
 async def list_keys(call: Call, context: Context) -> Reply:
@@ -105,7 +100,8 @@ OPERATIONS = (
     Operation(
         method="POST",
         paths=("/admin/keys",),
-        handler=create_key,
+        handler=unkept(create_key),
+        at_once=slowed,
         scope=Scope.ADMIN,
         summary="Make an API key",
         tag="admin",
@@ -117,7 +113,8 @@ OPERATIONS = (
     ),
     Operation(
         paths=("/admin/keys",),
-        handler=list_keys,
+        handler=unkept(list_keys),
+        at_once=slowed,
         scope=Scope.ADMIN,
         summary="List API keys",
         tag="admin",
@@ -127,7 +124,8 @@ OPERATIONS = (
     Operation(
         method="DELETE",
         paths=("/admin/keys/{key_id}",),
-        handler=revoke_key,
+        handler=unkept(revoke_key),
+        at_once=slowed,
         scope=Scope.ADMIN,
         summary="Revoke an API key",
         tag="admin",

@@ -39,7 +39,7 @@ from expediter.web.http import (
 )
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Handler, Operation, both, query
 from expediter.web.payloads import FulfilmentBody, OrderBody, StatusBody, decode, place_order
-from expediter.web.problems import RequestRefused
+from expediter.web.problems import not_taken
 
 #: Seconds that `?wait=` may hold an answer.
 WAIT_SECONDS_MAX = 30.0
@@ -83,8 +83,7 @@ def path_order_id(call: Call) -> str:
 def require_json(call: Call) -> None:
     """Raise a 415 unless the body is said to be JSON."""
     if not call.has_media_type("application/json"):
-        how = "Send the body as Content-Type: application/json, without a Content-Encoding"
-        raise RequestRefused(415, "Unsupported media type", how)
+        raise not_taken(call, "application/json")
 
 
 class ShownOrder(OrderDocument, frozen=True, kw_only=True):
@@ -140,6 +139,12 @@ async def create_order(call: Call, context: Context) -> Reply:
     return _placed_reply(applied.order, applied.lines, short)
 
 
+def refuse_at_once(call: Call, context: Context) -> None:
+    """Refuse a new order while too many wait: before its body is read. Raises Overloaded."""
+    if context.intake is None:
+        context.committer.admit()
+
+
 def _placed_reply(order: Order, lines: tuple[Line, ...], short: bool) -> Reply:
     return _placed(order_document(order, lines), order.order_id, order.version, short, 201 if short else 202)
 
@@ -178,9 +183,13 @@ async def get_order(call: Call, context: Context) -> Reply:
             call.may_take(seconds + ANSWER_SECONDS_MAX)
             known = call.header(b"if-none-match")
             if entry.version < min_version:
-                entry = await context.queries.wait(order_id, beyond=min_version - 1, seconds=seconds)
+                beyond = min_version - 1
             elif known is None or call.knows_version(entry.version):
-                entry = await context.queries.wait(order_id, beyond=entry.version, seconds=seconds)
+                beyond = entry.version
+            else:
+                beyond = -1
+            if beyond >= 0:
+                entry = await context.queries.wait(order_id, beyond=beyond, seconds=seconds, left=call.leaving())
         if entry.version < min_version:
             raise PreconditionFailed(order_id, entry.version, f"version {min_version} or newer")
     return _shown(call, entry)
@@ -337,6 +346,7 @@ OPERATIONS = (
         paths=("/api/v1/orders",),
         handler=create_order,
         scope=Scope.ORDERS_WRITE,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={202: OrderDocument},
         problems=(409,),
@@ -348,6 +358,7 @@ OPERATIONS = (
         paths=("/orders",),
         handler=create_order,
         scope=Scope.ORDERS_WRITE,
+        at_once=refuse_at_once,
         summary="Place an order",
         answers={201: Placed, 202: Placed},
         problems=(409,),

@@ -15,6 +15,7 @@ from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, Replayed, Request
 from expediter.web.api.orders import kept, path_order_id, require_json
 from expediter.web.context import Context
+from expediter.web.faults import refuse_twice
 from expediter.web.http import Call, Reply, answer_reply, json_reply
 from expediter.web.operations import IDEMPOTENCY_KEY, IF_MATCH, Operation, Parameter, both
 from expediter.web.payloads import RefundBody, decode, refund_order
@@ -93,6 +94,7 @@ async def payment_callback(call: Call, context: Context) -> Reply:
         command = await context.hear.callback(_headers(call, _SIGNED), body)
     except CallbackRefused as error:
         raise _unsigned(error) from error
+    refuse_twice(body)
     return await _heard(call, context, command, len(body))
 
 
@@ -108,6 +110,7 @@ async def stripe_callback(call: Call, context: Context) -> Reply:
         raise _unsigned(error) from error
     except PaymentError as error:
         raise Unavailable(f"Stripe cannot be asked whose payment this is: {error}") from error
+    refuse_twice(body)
     return Reply(204) if command is None else await _heard(call, context, command, len(body))
 
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 
+import msgspec
 import structlog
 
 from expediter.errors import ConfigurationError
@@ -32,6 +34,7 @@ CLOSE_SECONDS_MAX = 2.0
 NOTHING = "-"
 
 log = structlog.get_logger(__name__)
+_to_json = msgspec.json.Encoder().encode
 
 #: Headers whose values are never written: they open doors.
 _SECRET = re.compile(r"authorization|cookie|password|secret|token|api-?key", re.I)
@@ -116,9 +119,11 @@ ATOMS: dict[str, Getter] = {
 def compile_format(form: str) -> Callable[[Exchange], str]:
     """Return what makes a line, with its line feed, of an exchange.
 
-    `form` has gunicorn's atoms (https://docs.gunicorn.org/en/stable/settings.html#access-log-format).
-    Raises ConfigurationError that names what cannot be understood.
+    `form` has gunicorn's atoms (https://docs.gunicorn.org/en/stable/settings.html#access-log-format); `json` is an
+    object with the keys of `_fields`. Raises ConfigurationError that names what cannot be understood.
     """
+    if form == "json":
+        return lambda exchange: f"{_to_json(_fields(exchange)).decode()}\n"
     getters: list[Getter] = []
 
     def place(found: re.Match[str]) -> str:
@@ -133,6 +138,23 @@ def compile_format(form: str) -> Callable[[Exchange], str]:
         raise ConfigurationError("ACCESS_LOG_FORMAT: has a control character, and a line is to stay one line")
     template = _ATOM.sub(place, form) + "\n"
     return lambda exchange: template % tuple([getter(exchange) for getter in getters])
+
+
+def _fields(exchange: Exchange) -> dict[str, object]:
+    call, reply = exchange.call, exchange.reply
+    traced = call.named.get(b"traceparent", b"").split(b"-")
+    return {
+        "timestamp": datetime.fromtimestamp(exchange.arrived, UTC),
+        "client": call.client,
+        "method": _safe(call.method.encode()),
+        "target": _safe(call.target),
+        "status": reply.status,
+        "bytes": exchange.size,
+        "seconds": round(exchange.seconds, 6),
+        "request_id": call.request_id,
+        "trace_id": _safe(traced[1]) if len(traced) == 4 else None,
+        "user_agent": _header(call.headers, b"user-agent"),
+    }
 
 
 def _getter(name: str) -> Getter:

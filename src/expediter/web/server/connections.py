@@ -10,9 +10,10 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from expediter.errors import BadRequest, Overloaded
+from expediter.errors import BadRequest, ExpediterError
 from expediter.web.http import BodyTooSlow, Call, Reply, Streamed
 from expediter.web.problems import bug_reply
+from expediter.web.server.addresses import place_of, plain
 from expediter.web.server.heads import CLOSE, CONTINUE, LAST_CHUNK, chunk, head
 from expediter.web.server.refusals import headers_too_slow
 from expediter.web.server.requests import BODY, HEADERS, NOTHING, Requests
@@ -64,7 +65,10 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         #: What is looked at once what came before it is answered.
         self._rest = b""
-        self._surplus = False
+        #: Why its request is refused: there is one connection too many.
+        self._surplus: ExpediterError | None = None
+        #: The address that it counts for; none, if that is a trusted proxy's.
+        self._place = ""
         self._half_closed = False
         self._ended = False
         self._closed = False
@@ -83,9 +87,14 @@ class Connection(asyncio.Protocol):
         """Begin to listen for the first request."""
         self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES_PER_CLIENT)
-        peer = transport.get_extra_info("peername")
-        self._requests = Requests(peer[0] if peer else "", self._want_body)
-        self._surplus = self._state.add(self)
+        peername = transport.get_extra_info("peername")
+        peer = plain(peername[0]) if peername else ""
+        trusted = self._state.proxies.trusts(peer)
+        self._requests = Requests(
+            peer, self._want_body, self._state.bodies, self._state.proxies if trusted else None
+        )
+        self._place = "" if trusted or not peer else place_of(peer)
+        self._surplus = self._state.add(self, self._place)
         self._listen(IDLE_SECONDS_MAX)
         if self._state.stopping:
             self.shut_down()
@@ -103,7 +112,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Go on with what was asked whole: a client that says no more may still listen."""
         self._half_closed = True
-        _wake(self._gone)
+        self._leave()
         asked = self._call is not None or bool(self._requests.waiting)
         return asked and not self._ended and self._requests.reading == NOTHING
 
@@ -113,8 +122,14 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._requests.close()
         _wake(self._drained)
+        self._leave()
+        self._state.remove(self, self._place, surplus=self._surplus is not None)
+
+    def _leave(self) -> None:
+        """End what only waits for something to show: a reader that has gone must not keep its place for long."""
         _wake(self._gone)
-        self._state.remove(self, surplus=self._surplus)
+        if self._call is not None:
+            self._call.leave()
 
     def pause_writing(self) -> None:
         """The client does not take its answers."""
@@ -181,10 +196,10 @@ class Connection(asyncio.Protocol):
         waiting = self._requests.waiting
         while waiting and self._call is None and not self._writing_paused:
             self._call = call = waiting.popleft()
-            if (
-                self._surplus and call.path != "/healthz"
-            ):  # whoever asks whether it lives must not take it for dead
-                call.refusal = Overloaded("There are too many connections")
+            if self._half_closed:
+                call.leave()
+            if self._surplus is not None and call.path != "/healthz":
+                call.refusal = self._surplus  # whoever asks whether it lives must not take it for dead
             answer = self._state.app(call)
             if isinstance(answer, Reply):
                 self._send(call, answer)
@@ -204,6 +219,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def _send(self, call: Call, reply: Reply) -> None:
+        self._state.requests.note(call, reply.status)
         call.last = self._is_last(call, reply)
         try:
             begin = head(call, reply, len(reply.body))
@@ -220,6 +236,7 @@ class Connection(asyncio.Protocol):
         self._sent(call, reply, len(body))
 
     async def _stream(self, call: Call, reply: Streamed) -> None:
+        self._state.requests.note(call, reply.status)
         chunked = call.version == "1.1"
         call.last = self._is_last(call, reply) or not chunked
         writer = _Writer(self, chunked=chunked)
@@ -235,7 +252,7 @@ class Connection(asyncio.Protocol):
         if (
             call.last
             or call.refusal is not None
-            or self._surplus
+            or self._surplus is not None
             or self._state.stopping
             or CLOSE in reply.headers
         ):

@@ -9,6 +9,15 @@ from http import HTTPStatus
 
 from expediter.web.http import Call, Header, Reply
 
+#: What every answer has: what it is is never guessed, no page frames it, and no link from it says where it was.
+_SECURITY = (
+    b"x-content-type-options: nosniff\r\n"
+    b"content-security-policy: frame-ancestors 'none'\r\n"
+    b"referrer-policy: no-referrer\r\n"
+)
+#: Whoever has come by https comes by https for a year.
+_HTTPS_ONLY = b"strict-transport-security: max-age=31536000\r\n"
+
 CLOSE: Header = (b"connection", b"close")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -19,7 +28,7 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 
 @lru_cache(maxsize=2)
 def _date(second: int) -> bytes:
-    return b"date: %b\r\n" % formatdate(second, usegmt=True).encode()
+    return b"date: %b\r\n%b" % (formatdate(second, usegmt=True).encode(), _SECURITY)
 
 
 def head(call: Call, reply: Reply, size: int | None) -> bytes:
@@ -40,6 +49,8 @@ def head(call: Call, reply: Reply, size: int | None) -> bytes:
             end = b"connection: close\r\n" + end
     elif call.version == "1.0":
         end = b"connection: keep-alive\r\n" + end
+    if call.secure:
+        end = _HTTPS_ONLY + end
     return _STATUS_LINES[reply.status] + _date(int(time.time())) + lines + end
 
 

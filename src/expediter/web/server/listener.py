@@ -11,14 +11,12 @@ from contextlib import suppress
 
 from expediter.errors import AddressTaken, ConfigurationError
 from expediter.web.server.connections import Connection
-from expediter.web.server.state import State
+from expediter.web.server.state import TURNED_AWAY_MAX, State
 
 #: Connections that may wait to be taken up. The kernel may allow fewer: net.core.somaxconn.
 CONNECTIONS_WAITING_MAX = 4096
 #: Connections that a process serves at once; fewer where it may not open as many files.
 CONNECTIONS_MAX = 16_384
-#: Connections beyond these that a process may have while it turns them away; more of them wait to be taken up.
-TURNED_AWAY_MAX = 64
 #: File descriptors that are kept for everything else: the database, Redis, the broker, logs.
 DESCRIPTORS_RESERVED = 128
 #: Connections without which a process does not start.

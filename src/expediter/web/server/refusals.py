@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from contextlib import suppress
 
 import httptools
 
@@ -10,8 +12,13 @@ from expediter.errors import BadRequest, ExpediterError
 from expediter.web.http import HEADER_BYTES_MAX, TARGET_BYTES_MAX, Call
 from expediter.web.problems import RequestRefused
 
+#: A protocol whose requests look like those of HTTP, and that the parser takes for HTTP.
+FOREIGN = b"RTSP/"
+
+#: What the parser says of versions and protocols that it does not know.
+_NO_VERSION = ("HTTP version", "PRI/Upgrade", "RTSP/x.x", "ICE/x.x")
 #: What begins like a method, as far as it is there.
-_METHOD = re.compile(rb"[A-Za-z_-]+(?: |\Z)")
+_METHOD = re.compile(rb"[\r\n]*[A-Za-z_-]+(?: |\Z)")
 _SCHEME = re.compile(rb"https?://[^/?#]+", re.I)
 
 
@@ -27,7 +34,7 @@ def origin_form(target: bytes) -> bytes:
 def refusal_of(call: Call) -> ExpediterError | None:
     """Return why a request is refused whose headers are there; None: it is not."""
     if call.version not in ("1.1", "1.0"):
-        return _version()
+        return version_not_known()
     if call.method == "CONNECT":
         return _not_implemented("This service is no proxy")
     if len(call.target) > TARGET_BYTES_MAX:
@@ -53,14 +60,43 @@ def refusal_of(call: Call) -> ExpediterError | None:
     return None
 
 
-def misread(error: Exception, data: bytes) -> ExpediterError:
-    """Return why a request is refused that the parser could not read, and that begins, or goes on, with `data`."""
+def misread(error: Exception, seen: bytes) -> ExpediterError:
+    """Return why a request is refused that the parser could not read.
+
+    `seen` is what came, from the beginning of a request on, which may be an earlier one; b"": that is not known.
+    """
     text = str(error)
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
+    unknown = text.startswith("Invalid method for HTTP")
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        unknown = _METHOD.match(behind_whole(seen, _whole(seen))) is not None
+    if unknown:
         return _not_implemented("The method of the request is not known here")
-    if "HTTP version" in text or "PRI/Upgrade" in text:
-        return _version()
+    if any(said in text for said in _NO_VERSION):
+        return version_not_known()
     return BadRequest(f"The request cannot be read: {text}")
+
+
+class _Whole:
+    """Counts requests that are there whole."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_message_complete(self) -> None:
+        """One more."""
+        self.count += 1
+
+
+def _whole(data: bytes) -> int:
+    counted = _Whole()
+    with suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
+        httptools.HttpRequestParser(counted).feed_data(data)
+    return counted.count
+
+
+def behind_whole(seen: bytes, count: int) -> bytes:
+    """Return what stands behind so many whole requests; the parser does not say where it has stopped."""
+    return seen[bisect_left(range(len(seen)), count, key=lambda size: _whole(seen[:size])) :]
 
 
 def target_too_long() -> ExpediterError:
@@ -78,7 +114,8 @@ def headers_too_slow(seconds: float) -> ExpediterError:
     return RequestRefused(408, "Request timeout", f"The headers took more than {seconds:g} seconds")
 
 
-def _version() -> ExpediterError:
+def version_not_known() -> ExpediterError:
+    """It is another protocol, or a version of HTTP that is not spoken here."""
     return RequestRefused(505, "HTTP version not supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
 
 

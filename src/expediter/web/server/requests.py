@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import httptools
 
 from expediter.errors import BadRequest, ExpediterError
-from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Header
+from expediter.web.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, TARGET_BYTES_MAX, Body, Call, Gathered, Header
 from expediter.web.server import refusals
+from expediter.web.server.addresses import Proxies, came_by_https
 
 #: What a connection is in the middle of reading.
 NOTHING, HEADERS, BODY = range(3)
@@ -25,9 +27,16 @@ class Requests:
     refused, and the connection ends.
     """
 
-    def __init__(self, client: str, on_wanted: Callable[[], None]) -> None:
-        """`client` is its address; `on_wanted` is told that somebody waits for the body of a call."""
+    def __init__(
+        self, client: str, on_wanted: Callable[[], None], gathered: Gathered, proxies: Proxies | None = None
+    ) -> None:
+        """`client` is its address; `on_wanted` is told that somebody waits for the body of a call.
+
+        The bodies count among what is `gathered`. `proxies` where the client is one of them: it asks for others.
+        """
         self._client = client
+        self._gathered = gathered
+        self._proxies = proxies
         self._on_wanted = on_wanted
         self._parser: Any = httptools.HttpRequestParser(self)
         #: What was read and is not begun; the last may still arrive.
@@ -46,6 +55,13 @@ class Requests:
         self._dropped_bytes = 0
         #: Whether the newest asks to go on with another protocol.
         self._upgrading = False
+        #: What came before, while headers are not all there; whether that begins where a request does, and how
+        #: many had begun by then.
+        self._kept = b""
+        self._from_beginning = True
+        self._begun_before = 0
+        #: What is looked at, if the name of another protocol is in it.
+        self._foreign = b""
 
     def close(self) -> None:
         """Nothing more will come: let go of what leads back here."""
@@ -55,20 +71,25 @@ class Requests:
             self.newest.arriving.lose(BadRequest("The client went away before its body was complete"))
         self.newest = self._parser = None
 
-    def look_at(self, data: bytes | memoryview) -> None:
+    def look_at(self, data: bytes) -> None:
         """Read on."""
         self._looked = len(data)
-        begun = self.begun
         self._between_bytes += self._looked
+        if self.reading != HEADERS:
+            self._from_beginning = self.reading == NOTHING
+            self._begun_before = self.begun
+        seen = self._kept + data if self._kept else data
+        self._foreign = seen if refusals.FOREIGN in data or (self._kept and refusals.FOREIGN in seen) else b""
+        self._kept = b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            # Where others stand before it, nobody says where it begins.
-            self.break_off(refusals.misread(error, bytes(data) if begun + 1 >= self.begun else b"\0"))
+            self.break_off(refusals.misread(error, seen if self._from_beginning else b""))
         else:
             if self.reading == HEADERS:
+                self._kept = seen
                 self._header_bytes += self._looked
                 if len(self._target) > TARGET_BYTES_MAX:
                     self.break_off(refusals.target_too_long())
@@ -90,7 +111,7 @@ class Requests:
             target = refusals.origin_form(self._target) or b"-"
             self.waiting.append(Call("-", target, [], Body(), client=self._client, refusal=error))
 
-    def _stay(self, rest: bytes | memoryview) -> None:
+    def _stay(self, rest: bytes) -> None:
         """Go on with HTTP/1.1, whatever else was asked for. The parser has stopped before the body."""
         assert self.newest is not None
         if self.newest.refusal is not None:
@@ -133,10 +154,13 @@ class Requests:
             parser.get_method().decode("latin-1"),
             target if plain else refusals.origin_form(target),
             self._headers,
-            Body(on_wanted=self._on_wanted),
+            Body(on_wanted=self._on_wanted, gathered=self._gathered),
             version=parser.get_http_version(),
             client=self._client,
         )
+        if self._proxies is not None:
+            call.client = self._proxies.client_of(self._client, self._headers)
+            call.secure = came_by_https(self._headers)
         call.last = not parser.should_keep_alive()
         call.continued = b"expect" not in call.named or call.version == "1.0"
         self._upgrading = parser.should_upgrade()
@@ -144,15 +168,26 @@ class Requests:
             not plain
             or not call.continued
             or call.version != "1.1"
+            or self._foreign
             or len(target) > TARGET_BYTES_MAX
             or b"transfer-encoding" in call.named
             or b"host" not in call.named
             or len(call.named) < len(self._headers)
         ):
             call.refusal = refusals.refusal_of(call)
+            if self._foreign and self._is_foreign():
+                call.refusal = refusals.version_not_known()
         if self._header_bytes > 0 and sum(len(n) + len(v) for n, v in self._headers) > HEADER_BYTES_MAX:
             call.refusal = refusals.headers_too_large()
         self.waiting.append(call)
+
+    def _is_foreign(self) -> bool:
+        """Return whether the newest request names another protocol, which the parser passes over."""
+        line = self._foreign
+        if self._from_beginning:
+            line = refusals.behind_whole(line, self.begun - self._begun_before - 1).lstrip().partition(b"\n")[0]
+        named = rb"%b +%b +%b" % (self._parser.get_method(), re.escape(self._target), refusals.FOREIGN)
+        return re.search(named, line) is not None
 
     def on_body(self, data: bytes) -> None:
         """Take a part of its body; what nobody reads any more is thrown away."""

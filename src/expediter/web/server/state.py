@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
-from expediter.web.http import App, Call, Reply
+from expediter.errors import ExpediterError, Overloaded
+from expediter.web.http import App, Call, Gathered, Reply
+from expediter.web.problems import RequestRefused
+from expediter.web.server.addresses import Proxies
+from expediter.web.tallies import Requests
 
 #: Bytes of answers that clients have not taken, all together, beyond what each may leave; then who is longest
 #: behind is cut off.
 UNREAD_BYTES_MAX = 64 * 1024 * 1024
+#: Connections beyond a limit that a process has while it turns them away. After these one address that goes beyond
+#: its share is cut off unheard; beyond the limit of all, more of them wait to be taken up.
+TURNED_AWAY_MAX = 64
+#: Of the connections that a process serves, the share that one address may have where no setting says how many: so
+#: large that a proxy that nobody has named, or ten thousand clients on one machine, get by.
+ADDRESS_SHARE = 0.75
 #: Seconds between two looks for connections on which something is overdue.
 LOOK_SECONDS = 0.25
 #: Seconds between two warnings of the same kind.
@@ -49,19 +60,37 @@ class State:
         app: App,
         *,
         connections_max: int,
+        per_address_max: int | None = None,
         drain_seconds: float,
         note: Callable[[Call, Reply, int], None] | None = None,
+        requests: Requests | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
-        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body."""
+        """Serve `connections_max` at once; `note` is told of each answer, and the bytes of its body.
+
+        `requests` counts the answers, too.
+
+        One address may have `per_address_max` of them; None: ADDRESS_SHARE of all.
+
+        `proxies` are those that are believed; None: none is.
+        """
         self.app = app
+        self.requests = requests or Requests()
         self.connections_max = connections_max
+        self._per_address_max = per_address_max or max(1, int(connections_max * ADDRESS_SHARE))
+        #: How many connections each address has.
+        self._per_address: Counter[str] = Counter()
         self.drain_seconds = drain_seconds
         self.note = note
+        self.proxies = proxies or Proxies()
+        self.bodies = Gathered()
         self.loop = asyncio.get_running_loop()
         self.connections: set[Watched] = set()
         #: What still works for clients that have gone.
         self.left: set[asyncio.Task[None]] = set()
         self.turned_away = 0
+        #: How many ever were.
+        self.turned_away_ever = 0
         self.stopping = False
         self.on_end: Callable[[], None] = lambda: None
         #: Connections whose client does not read, longest first, and the bytes that each has not taken.
@@ -71,20 +100,37 @@ class State:
         self._emptied: asyncio.Event | None = None
         self._looking: asyncio.TimerHandle | None = None
 
-    def add(self, connection: Watched) -> bool:
-        """Take one more; return whether it is one too many, and is only told so."""
+    def add(self, connection: Watched, place: str) -> ExpediterError | None:
+        """Take one more from an address, if it is not a proxy's; return what it is told if it is one too many."""
         self.connections.add(connection)
         if self._looking is None:
             self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
+        if place:
+            self._per_address[place] += 1
+            if self._per_address[place] > self._per_address_max:
+                return self._turn_away_one_of_many(connection, place)
         if len(self.connections) - self.turned_away <= self.connections_max:
-            return False
+            return None
         self.turned_away += 1
+        self.turned_away_ever += 1
         self.warn("new connections are turned away: there are too many", limit=self.connections_max)
-        return True
+        return Overloaded("There are too many connections")
 
-    def remove(self, connection: Watched, *, surplus: bool) -> None:
+    def _turn_away_one_of_many(self, connection: Watched, place: str) -> ExpediterError:
+        self.turned_away += 1
+        self.warn("an address has too many connections", address=place, limit=self._per_address_max)
+        if self.turned_away > TURNED_AWAY_MAX:
+            connection.cut_off()  # it must not be in the way of those who are told
+        error = f"There are more than {self._per_address_max} connections from this address"
+        return RequestRefused(429, "Too many requests", error, {"Retry-After": "1"})
+
+    def remove(self, connection: Watched, place: str, *, surplus: bool) -> None:
         """Forget one that has ended; what it asked for is still carried out."""
         self.connections.discard(connection)
+        if place:
+            self._per_address[place] -= 1
+            if not self._per_address[place]:
+                del self._per_address[place]
         self.let_go(connection)
         self.turned_away -= surplus
         if connection.task is not None:

@@ -272,7 +272,7 @@ class Reader:
             lane.state = State.READY
             self._ready.appendleft(lane)
         if not task.cancelled() and (error := task.exception()):
-            log.error("a webhook failed with an error of the reader's own", exc_info=error)
+            log.error("a webhook failed with an error of the reader's own", often=True, exc_info=error)
             self._close()
         self._start()
         reads_on = self._blocked and len(self._unstored) <= UNDER_WAY_MAX - EVENTS_PER_READ and self._has_room()

@@ -12,6 +12,8 @@ from expediter.backends.addresses import Destination, destination
 from expediter.backends.outside import NotAnswered, Outside
 from expediter.orders.order import MICROSECONDS
 from expediter.store.webhooks import Endpoint, Tried
+from expediter.telemetry.meters import Family
+from expediter.work.measured import Deliveries
 
 #: Characters of an answer that are kept.
 ANSWER_KEPT = 1024
@@ -51,9 +53,19 @@ class Sender:
         """`allow_http`: not only to this machine."""
         self._outside = outside
         self._allow_http = allow_http
+        self._measured = Deliveries()
+
+    def families(self) -> list[Family]:
+        """Return what this process has measured of its deliveries."""
+        return self._measured.families()
 
     async def send(self, endpoint: Endpoint, notice_id: str, body: bytes, now: int) -> Tried:
         """Try once, `now` by the database's clock (microseconds); return what came of it."""
+        tried = await self._send(endpoint, notice_id, body, now)
+        self._measured.tried(endpoint.endpoint_id, tried)
+        return tried
+
+    async def _send(self, endpoint: Endpoint, notice_id: str, body: bytes, now: int) -> Tried:
         began = time.monotonic()
         try:
             to = _destination(endpoint.url, self._allow_http)
