@@ -14,11 +14,11 @@ COLLECTION = ROOT / "docs" / "expediter.postman_collection.json"
 _FORMAT = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 
 _DESCRIPTION = """Every call of Expediter, from top to bottom. Set `base_url`, and for the calls of the operator
-`admin_password`: one of them removes every order.
+`admin_password`: one of them removes every order. Where callers need an API key, set `api_key`.
 
-`order_id` is the order that was placed last, `webhook_id` the endpoint that was made last. Calls that change an
-order take `declined_id`: a script before each of them places an order whose payment is declined, and waits until
-it is."""
+`order_id` is the order that was placed last, `webhook_id` the endpoint and `key_id` the API key that was made
+last. Calls that change an order take `declined_id`: a script before each of them places an order whose payment is
+declined, and waits until it is."""
 
 #: The calls that clients of the scalable order processing system make: a name, and what is called.
 FOUR_CALLS = "The four calls of the scalable order processing system"
@@ -38,6 +38,7 @@ _OTHERWISE = {"paymentCallback": (401,), "stripeCallback": (401,), "refundPaymen
 _ON_DECLINED = ("changeStatus", "cancelOrder", "retryOrder", "deleteOrder")
 _PLACE_DECLINED = """
 const base = pm.variables.get("base_url");
+const key = pm.variables.get("api_key");
 const order = {
   customer_id: "customer_123",
   payment_token: "tok_declined",
@@ -46,11 +47,12 @@ const order = {
 const placing = {
   url: `${base}/api/v1/orders`,
   method: "POST",
-  header: { "Content-Type": "application/json" },
+  header: { "Content-Type": "application/json", "X-API-Key": key },
   body: { mode: "raw", raw: JSON.stringify(order) },
 };
 function look(id, version, looks) {
-  const asked = { url: `${base}/api/v1/orders/${id}?wait=5`, header: { "If-None-Match": version } };
+  const header = { "If-None-Match": version, "X-API-Key": key };
+  const asked = { url: `${base}/api/v1/orders/${id}?wait=5`, header };
   pm.sendRequest(asked, (error, response) => {
     if (error) throw error;
     const declined = response.code === 200 && response.json().status === "payment_failed";
@@ -99,6 +101,15 @@ _CHECKS: Mapping[str, tuple[str, str]] = {
     "populate": ("makes every order", "pm.expect([body.success_count, body.failure_count]).to.eql([4, 0]);"),
     "adminSeed": ("makes every order", "pm.expect(body.count).to.eql(10);"),
     "adminVerify": ("finds no broken law", "pm.expect(body.found).to.eql(0);"),
+    "createKey": (
+        "has a key, which is shown once, and an id, which becomes key_id",
+        'pm.expect(body.key).to.match(/^exp_/); pm.collectionVariables.set("key_id", body.id);',
+    ),
+    "listKeys": (
+        "has the key",
+        'pm.expect(body.keys.map((each) => each.id)).to.include(pm.variables.get("key_id"));',
+    ),
+    "revokeKey": ("is revoked", 'pm.expect(body.revoked_at).to.be.a("string");'),
     "orderMetrics": ("has counts", 'pm.expect(body.total_orders).to.be.a("number");'),
     "queueStatus": ("has the length", 'pm.expect(body.queue_length).to.be.a("number");'),
 }
@@ -117,7 +128,7 @@ def collection(document: Mapping[str, Any]) -> dict[str, Any]:
         ]
         folders.append({"name": tag["name"], "description": tag["description"], "item": items})
     variables = {"base_url": "http://127.0.0.1:8000", "order_id": "", "declined_id": "", "webhook_id": ""}
-    variables["admin_password"] = ""
+    variables |= {"key_id": "", "api_key": "", "admin_password": ""}
     return {
         "info": {"name": document["info"]["title"], "description": _DESCRIPTION, "schema": _FORMAT},
         "item": folders,
@@ -143,9 +154,9 @@ def _item(
     request: dict[str, Any] = {
         "method": method.upper(),
         "url": _url(
-            path.replace("{order_id}", "{{declined_id}}" if declined else "{{order_id}}").replace(
-                "{webhook_id}", "{{webhook_id}}"
-            ),
+            path.replace("{order_id}", "{{declined_id}}" if declined else "{{order_id}}")
+            .replace("{webhook_id}", "{{webhook_id}}")
+            .replace("{key_id}", "{{key_id}}"),
             operation,
         ),
         "description": operation["description"],
@@ -165,6 +176,8 @@ def _item(
 def _headers(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if operation["tags"] == ["admin"]:
         yield {"key": "X-Admin-Password", "value": "{{admin_password}}"}
+    elif operation["security"]:
+        yield {"key": "X-API-Key", "value": "{{api_key}}"}
     yield from _parameters(operation, "header")
 
 

@@ -5,6 +5,7 @@ The calls are those of the cached orders API, so that it puts the same load on b
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
 
@@ -15,6 +16,9 @@ KNOWN_MAX = 1_000
 #: The first order on a page lies at most this far from the newest.
 OFFSET_MAX = 200
 PAGE_SIZE = 20
+
+#: The API key, where callers need one.
+HEADERS = {"X-API-Key": os.environ["EXPEDITER_API_KEY"]} if os.environ.get("EXPEDITER_API_KEY") else {}
 
 known: deque[str] = deque(maxlen=KNOWN_MAX)
 
@@ -31,7 +35,7 @@ class Reader(FastHttpUser):
     @task(60)
     def read_one(self) -> None:
         if known:
-            self.client.get(f"/orders/{random.choice(known)}", name="/orders/{id}")
+            self.client.get(f"/orders/{random.choice(known)}", name="/orders/{id}", headers=HEADERS)
 
     @task(35)
     def turn_a_page(self) -> None:
@@ -39,11 +43,11 @@ class Reader(FastHttpUser):
 
     @task(5)
     def read_figures(self) -> None:
-        self.client.get("/orders/metrics")
+        self.client.get("/orders/metrics", headers=HEADERS)
 
     def list_orders(self, offset: int) -> None:
         path = f"/orders?limit={PAGE_SIZE}&offset={offset}"
-        with self.client.get(path, name="/orders", catch_response=True) as answer:
+        with self.client.get(path, name="/orders", headers=HEADERS, catch_response=True) as answer:
             if answer.status_code == 200:
                 known.extend(order["order_id"] for order in answer.json()["orders"])
 
@@ -61,7 +65,7 @@ class Writer(FastHttpUser):
             "customer_name": f"Customer {number}",
             "items": [{"name": "Pen", "quantity": 1 + number % 5}, {"name": "Paper", "quantity": 2}],
         }
-        with self.client.post("/orders", json=order, catch_response=True) as answer:
+        with self.client.post("/orders", json=order, headers=HEADERS, catch_response=True) as answer:
             if answer.status_code not in (200, 201, 202):
                 answer.failure(f"not placed: {answer.status_code}")
             else:

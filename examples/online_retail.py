@@ -2,8 +2,9 @@
 
     python examples/online_retail.py [FILE.csv.gz] [--url http://127.0.0.1:8000]
 
-What the service answers is held against what the file says. Exit 0 if the figures agree, 1 if not. Run it twice:
-the second time every valid order is refused as the duplicate it is, and nothing is stored or charged again.
+What the service answers is held against what the file says. Exit 0 if the figures agree, 1 if not. Where callers
+need an API key, EXPEDITER_API_KEY has it. Run it twice: the second time every valid order is refused as the
+duplicate it is, and nothing is stored or charged again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import csv
 import gzip
+import os
 import sys
 import time
 import uuid
@@ -174,7 +176,9 @@ def pounds(minor: int) -> str:
 async def run(path: Path, url: str) -> bool:
     """Place the orders, wait, read them back, report; return whether the figures agree."""
     orders = read_orders(path)
-    async with httpx2.AsyncClient(base_url=url, timeout=ANSWER_SECONDS_MAX) as client:
+    key = os.environ.get("EXPEDITER_API_KEY")
+    headers = {"X-API-Key": key} if key else {}
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=ANSWER_SECONDS_MAX) as client:
         shop = Shop(client)
         before = await shop.get("/orders/metrics")
         with progress:

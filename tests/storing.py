@@ -113,6 +113,8 @@ def position(at: Place | Path) -> int:
 
 def undo_money_and_webhooks(at: Place) -> None:
     """Take the steps from 0008 on of the database back."""
+    at.change("DROP TABLE api_keys")
+    at.change("ALTER TABLE installation DROP COLUMN api_keys_mark")
     if at.address.startswith("postgresql"):
         at.change("ALTER TABLE feed ADD COLUMN position bigint NOT NULL DEFAULT 0")
         at.change("UPDATE feed SET position = (SELECT last_value FROM feed_position)")

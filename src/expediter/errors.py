@@ -5,6 +5,9 @@ ExpediterError
 ├── InvalidInput           it can be read, but breaks a rule; carries one Fault per field, up to a limit
 ├── OrderNotFound
 ├── WebhookNotFound
+├── KeyNotFound
+├── Unauthorized           no API key or password, or a wrong one
+├── Forbidden              the API key lacks the scope; names it
 ├── Conflict               legal in itself, impossible now
 │   ├── DuplicateOrder     the order id is taken
 │   ├── IllegalTransition  names the legal moves
@@ -106,6 +109,31 @@ class WebhookNotFound(ExpediterError):
 
     def __init__(self) -> None:
         super().__init__("There is no webhook endpoint of this id")
+
+
+class KeyNotFound(ExpediterError):
+    """No API key has this id or name."""
+
+
+class Unauthorized(ExpediterError):
+    """The caller has given no key or password (`guessed` is False), or one that does not count.
+
+    `challenge` says how to give one, as WWW-Authenticate does.
+    """
+
+    def __init__(self, message: str, *, guessed: bool, challenge: str) -> None:
+        self.guessed = guessed
+        self.challenge = challenge
+        super().__init__(message)
+
+
+class Forbidden(ExpediterError):
+    """The API key counts, and lacks the scope that this call needs."""
+
+    def __init__(self, scope: str) -> None:
+        """Name the scope."""
+        self.scope = scope
+        super().__init__(f"This API key lacks the scope {scope}")
 
 
 class AddressTaken(ExpediterError):

@@ -38,7 +38,7 @@ def test_the_collection_calls_every_operation(service: Serving, tmp_path: Path) 
     operations = [(method.upper(), path) for path, methods in paths.items() for method in methods]
 
     def is_called(method: str, path: str) -> bool:
-        pattern = re.compile(re.sub(r"\{\w+\}", r"((?:ORD-|wh_)\\w+)", path))
+        pattern = re.compile(re.sub(r"\{\w+\}", r"((?:ORD-|wh_|key_)\\w+)", path))
         return any(method == each and pattern.fullmatch(where) for each, where in called)
 
     assert [operation for operation in operations if not is_called(*operation)] == []

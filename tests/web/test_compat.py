@@ -12,9 +12,11 @@ import pytest
 
 from auditing import wait_until
 from expediter.errors import DatabaseUnavailable
+from expediter.store.keys import KeyRing
 from expediter.web.compat.tables import DELIVERY
 from expediter.web.compat.translation import Translation
 from expediter.web.http import Body, Call, Reply, answered
+from expediter.web.problems import problem_reply
 from servers import RedisServer
 from serving import ADMIN_PASSWORD, Serving
 
@@ -419,12 +421,28 @@ async def test_what_cannot_be_read_now_is_503_in_the_clients_words() -> None:
         headers = [(b"content-type", b"application/json"), (b"x-request-id", b"r1"), (b"etag", b'"3"')]
         return Reply(200, b'{"order_id": "A", "status": "confirmed"}', headers)
 
-    translation = Translation(cached_order, DELIVERY, _Away())  # type: ignore[arg-type]
+    translation = Translation(cached_order, DELIVERY, _Away(), KeyRing())  # type: ignore[arg-type]
     reply = await answered(translation(Call("GET", b"/orders/A", [], Body())))
     assert reply.status == 503
     assert dict(reply.headers)[b"retry-after"]
     assert dict(reply.headers)[b"x-request-id"] == b"r1"
     assert "cannot be used now" in json.loads(reply.body)["detail"]
+
+
+async def test_a_stranger_is_refused_in_the_clients_words_and_his_body_is_not_read() -> None:
+    """Where callers need a key, a call without one goes to the refusal as it is."""
+
+    def refused(call: Call) -> Reply:
+        assert call.stranger is not None
+        return problem_reply(call.stranger, "r1")
+
+    ring = KeyRing()
+    ring.always_ask()
+    translation = Translation(refused, DELIVERY, _Away(), ring)  # type: ignore[arg-type]
+    unread = Body(on_wanted=lambda: pytest.fail("the body is waited for"))
+    reply = await answered(translation(Call("POST", b"/orders", [], unread)))
+    assert reply.status == 401
+    assert "API key" in json.loads(reply.body)["detail"]
 
 
 # The scalable order processing system.

@@ -38,10 +38,14 @@ def test_schemathesis_finds_nothing(service: Serving, tmp_path: Path) -> None:
     No request gets a 5xx or an answer that is not in the document, what the document takes is taken, and what it
     refuses is refused; what was deleted is gone, and what was made is there.
     """
+    # Keys are made on the way, and from the first one on every call needs one.
+    body = {"name": "schemathesis", "scopes": ["admin"]}
+    made = service.client.post("/admin/keys", json=body, headers={"X-Admin-Password": ADMIN_PASSWORD})
     program = Path(sys.executable).with_name("schemathesis")
     command = [str(program), "--config-file", str(HERE / "schemathesis.toml")]
     command += ["run", f"{service.url}/openapi.json", "--no-color", "--max-examples", str(EXAMPLES_MAX)]
     command += ["--header", f"X-Admin-Password: {ADMIN_PASSWORD}"]
+    command += ["--header", f"X-API-Key: {made.json()['key']}"]
     ended = subprocess.run(
         command,
         cwd=tmp_path,
@@ -50,6 +54,7 @@ def test_schemathesis_finds_nothing(service: Serving, tmp_path: Path) -> None:
         text=True,
         timeout=10 * PATIENCE_SECONDS,
     )
+    revoke_keys(service)
     assert ended.returncode == 0, ended.stdout[-20_000:]
     for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
         assert f"\u2705 {phase}" in ended.stdout, ended.stdout[-3_000:]
@@ -61,6 +66,14 @@ def subscribe(service: Serving) -> str:
     made = service.client.post("/api/v1/webhooks", json={"url": "http://127.0.0.1:9/"})
     webhook_id: str = made.json()["id"]
     return webhook_id
+
+
+def revoke_keys(service: Serving) -> None:
+    """Let everybody call again without a key."""
+    admin = {"X-Admin-Password": ADMIN_PASSWORD}
+    for each in service.client.get("/admin/keys", headers=admin).json()["keys"]:
+        if each["revoked_at"] is None:
+            service.client.delete(f"/admin/keys/{each['id']}", headers=admin)
 
 
 def place(service: Serving) -> str:
@@ -176,6 +189,7 @@ def test_an_example_works_as_it_is(idle_service: Serving, method: str, path: str
         json=content.get("example"),
         headers={"X-Admin-Password": ADMIN_PASSWORD},
     )
+    revoke_keys(idle_service)
     refused = REFUSED.get(path.rpartition("/")[2])
     assert answer.is_success if refused is None else answer.status_code == refused, answer.text
     assert str(answer.status_code) in operation["responses"]

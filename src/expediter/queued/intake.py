@@ -38,7 +38,7 @@ from expediter.queued.message import QueuedCommand, join, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
-from expediter.store.idempotency import load_answers, replay_answer
+from expediter.store.idempotency import find_answer, load_answers, names_of, replay_answer
 from expediter.store.incarnation import read_incarnation
 from expediter.store.queries import Queries
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
@@ -173,12 +173,12 @@ class QueuedIntake:
         """
 
         async def work(connection: Connection) -> dict[str, tuple[str, Answer]]:
-            return await load_answers(connection, [key.key], await connection.now())
+            return await load_answers(connection, list(names_of(key)), await connection.now())
 
         known = await within(self._database.read(work), JUDGE_SECONDS) or {}
         if kept is not None:
             known.setdefault(key.key, (kept.fingerprint, kept.answer))
-        return replay_answer(key, known[key.key]) if key.key in known else None
+        return find_answer(key, known)
 
     async def _judge(self, command: Command, found: Found, now: int) -> bytes | None:
         """Return the document of the order: a new one, or as it is now; None: nobody knows. Raises the refusal.

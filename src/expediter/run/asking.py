@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
+from pydantic import SecretStr
 
 from expediter.errors import ConfigurationError, ExpediterError, Refused, reason
 from expediter.settings import Compat, Settings
@@ -58,8 +60,8 @@ class Asked(Protocol):
 class Remote:
     """A service at an address."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ConfigurationError for an address that is none."""
+    def __init__(self, url: str, key: SecretStr | None = None) -> None:
+        """`key` is the API key to ask with. Raises ConfigurationError for an address, or a key, that is none."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             self._port = parts.port
@@ -69,6 +71,11 @@ class Remote:
             raise ConfigurationError(f"--url {url} is no address; write one like http://127.0.0.1:8000")
         self._secure, self._host, self._path = parts.scheme == "https", parts.hostname, parts.path.rstrip("/")
         self.name = url
+        self._headers: dict[str, str] = {}
+        if key is not None:
+            if not re.fullmatch("[!-~]+", key.get_secret_value()):
+                raise ConfigurationError("EXPEDITER_API_KEY is no API key: one begins with exp_")
+            self._headers["Authorization"] = f"Bearer {key.get_secret_value()}"
 
     async def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """See Asked."""
@@ -83,7 +90,7 @@ class Remote:
             else http.client.HTTPConnection(self._host, self._port, timeout=ANSWER_SECONDS_MAX)
         )
         try:
-            connection.request(method, self._path + target, body or None, headers)
+            connection.request(method, self._path + target, body or None, {**self._headers, **headers})
             answer = connection.getresponse()
             return _answer(self.name, answer.status, dict(answer.getheaders()), answer.read())
         except (OSError, http.client.HTTPException) as error:
@@ -177,7 +184,7 @@ def _accepted(answer: Answer) -> Any:
 async def opened(settings: Settings, url: str | None) -> AsyncIterator[Client]:
     """Open the service at `url`; without one, that of the settings, in this process."""
     if url is not None:
-        yield Client(Remote(url))
+        yield Client(Remote(url, settings.expediter_api_key))
         return
     # Who asks at an address need not wait until all of this is loaded.
     from expediter.run.service import open_service

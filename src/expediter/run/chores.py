@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,7 +17,9 @@ from expediter.orders.laws import Verified
 from expediter.orders.samples import sample_orders
 from expediter.run.service import gateway_of, open_parts, open_service
 from expediter.settings import Settings, in_users_words, unknown_names
+from expediter.store.keys import ApiKey, Keys, MadeKey
 from expediter.store.migrations import HEAD, Standing, standing, upgrade
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Request
 from expediter.upkeep import doctor
 from expediter.upkeep.archive import Archived, archive
@@ -91,6 +93,44 @@ async def reconcile_payments(
         await database.close()
 
 
+async def make_key(
+    settings: Settings,
+    name: str,
+    scopes: Sequence[Scope],
+    expires_at: int | None,
+    report: Callable[[MadeKey], None],
+) -> None:
+    """Make an API key that ends then (microseconds since 1970; None: never); `report` is told it."""
+    async with _keys(settings) as keys:
+        made = await keys.create(name, scopes, expires_at)
+        assert isinstance(made, MadeKey)  # a replay needs a key
+        report(made)
+
+
+async def list_keys(settings: Settings, found: list[ApiKey]) -> None:
+    """Add every API key to `found`, the oldest first."""
+    async with _keys(settings) as keys:
+        found += await keys.all()
+
+
+async def revoke_key(settings: Settings, named: str, found: list[ApiKey]) -> None:
+    """Revoke the API key of this id or name, and add it to `found`. Raises KeyNotFound."""
+    async with _keys(settings) as keys:
+        revoked = await keys.revoke(named)
+        assert isinstance(revoked, ApiKey)  # a replay needs a key
+        found.append(revoked)
+
+
+@asynccontextmanager
+async def _keys(settings: Settings) -> AsyncIterator[Keys]:
+    await asyncio.to_thread(upgrade, settings.database)
+    database = open_database(settings.database)
+    try:
+        yield Keys(database)
+    finally:
+        await database.close()
+
+
 async def begin_anew(settings: Settings) -> None:
     """Drop what was accepted and is not stored, and what is cached: the database was restored."""
     async with open_service(settings, working=False) as service:
@@ -152,10 +192,6 @@ async def examine(settings: Settings, findings: list[Finding]) -> None:
     else:
         findings.append(await asyncio.to_thread(_steps, settings))
         await _examine_parts(settings, findings, stored=True)
-    if settings.admin_password is None:
-        findings.append(Finding("admin", "warning", "admin calls are off: set ADMIN_PASSWORD to allow them"))
-    else:
-        findings.append(Finding("admin", "ok", "admin calls ask for the password"))
     findings[:] = [replace(each, detail=in_users_words(each.detail, settings)) for each in findings]
     findings[1:1] = [Finding("settings", "warning", sentence) for sentence in unknown_names()]
 
@@ -173,6 +209,8 @@ async def _examine_parts(settings: Settings, findings: list[Finding], *, stored:
             if stored:
                 await doctor.examine_gateway(service.gateway, service.queries, findings)
             findings.append(Finding("fulfilment", "ok", service.fulfiller.name))
+            if stored:
+                await doctor.examine_keys(Keys(service.database), settings, findings)
     except ExpediterError as error:
         what = "settings" if isinstance(error, ConfigurationError) else "database"
         if not any(finding.verdict == "failed" for finding in findings):

@@ -65,9 +65,9 @@ async def look(settings: Settings, run_dir: Path, found: Found) -> None:
         await _ask(client, found, here=True)
 
 
-async def look_at(url: str, found: Found) -> None:
+async def look_at(settings: Settings, url: str, found: Found) -> None:
     """Add what the service at `url` says of itself. Raises NotAnswered."""
-    remote = Remote(url)
+    remote = Remote(url, settings.expediter_api_key)
     found.address = url
     await _ask(Client(remote), found, here=False)
 

@@ -11,6 +11,9 @@ from expediter.settings import Settings
 if TYPE_CHECKING:
     from expediter.run.service import Service
 
+#: How the line about access says that callers need no key, and that they need one.
+OPEN_TO_ALL, ASKED = "nobody is asked for an API key", "for whoever has an API key"
+
 _EXAMPLE = '{"customer_name": "Alice", "items": [{"name": "Pen", "quantity": 2, "price": 1.20}]}'
 
 
@@ -26,6 +29,16 @@ def reachability_lines(service: Service) -> list[str]:
         _queue_line(service),
         _cache_line(service),
     ]
+
+
+def access_line(service: Service) -> str:
+    """Return a line about who is let in."""
+    if service.ring.asks:
+        count = service.ring.count
+        return f"  access   {ASKED}; there {'is 1' if count == 1 else f'are {count}'}"
+    if service.settings.loopback:
+        return f"  access   from this machine only, because {OPEN_TO_ALL}: `expediter keys create` makes one"
+    return f"  access   from everywhere, and {OPEN_TO_ALL}"
 
 
 def _queue_line(service: Service) -> str:
@@ -50,15 +63,16 @@ def _cache_line(service: Service) -> str:
 
 def opening_lines(settings: Settings, address: str, reachable: Sequence[str], worked_off: str) -> list[str]:
     """Return what a service says when it begins to listen on `address`; workers run as `worked_off` says."""
+    with_key = '-H "X-API-Key: $EXPEDITER_API_KEY" ' if any(ASKED in line for line in reachable) else ""
     lines = [
         f"Expediter {__version__} listens on {address}",
         *reachable,
         f"  workers  {worked_off}",
         "Try:",
         f"  curl {address}/health",
-        f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {address}/orders",
+        f"  curl -d '{_EXAMPLE}' -H 'Content-Type: application/json' {with_key}{address}/orders",
         f"  open {address}/docs",
     ]
-    if not settings.loopback:
+    if not settings.loopback and any(OPEN_TO_ALL in line for line in reachable):
         lines.append("  Anyone who reaches this address may place and change orders.")
     return lines

@@ -31,6 +31,7 @@ from expediter.settings import Intake, PaymentCapture, Settings
 from expediter.store import lookups
 from expediter.store.committer import Committer
 from expediter.store.installation import bind_key_prefix, is_bound_to
+from expediter.store.keys import KeyRing
 from expediter.store.migrations import upgrade
 from expediter.store.queries import ORDERS_PER_LOOK, Accepted, NothingAccepted, Queries
 from expediter.store.reading import Readings
@@ -53,7 +54,8 @@ class Service:
 
     `broker` None: the database is the queue. `intake` None: everything is stored before it is answered. `applier`
     None: this process applies no queued commands. `delivering` None: it sends no webhooks but those that are asked
-    for. `tally` None: rates are not counted across processes.
+    for. `ring` follows the keys from when it is started: whoever takes no requests need not.
+    `tally` None: rates are not counted across processes.
     """
 
     settings: Settings
@@ -75,6 +77,10 @@ class Service:
     housekeeping: Background
     tally: SharedTally | None
     drain_until: float | None = None
+
+    def __post_init__(self) -> None:
+        """Nothing is known of API keys yet."""
+        self.ring = KeyRing(self.database)
 
     def begin_drain(self) -> None:
         """Start the clock of the drain: readers stop waiting and workers stop claiming; what runs may end."""
@@ -99,6 +105,7 @@ class Service:
         """Return the names of what should run in the background, and does not any more."""
         parts = (self.committer, self.worker, self.intake, self.hints, self.delivering)
         works = [self.housekeeping, *(part.background for part in parts if part is not None)]
+        works += [self.ring.looking, self.ring.noting]
         works += self.applier.works if self.applier is not None else ()
         return [work.name for work in works if work.ended]
 

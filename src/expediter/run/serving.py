@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+from expediter.backends.databases import open_database
 from expediter.backends.tasks import Background
 from expediter.errors import ConfigurationError
 from expediter.run.hearing import Hearing
@@ -18,6 +19,9 @@ from expediter.run.neighbours import answering
 from expediter.run.processes import Lifeline
 from expediter.run.service import Service, open_service
 from expediter.settings import Settings
+from expediter.settings.fields import is_loopback
+from expediter.store.keys import KeyRing, Keys, any_key
+from expediter.store.migrations import is_begun, upgrade
 from expediter.upkeep.verify import Verifying
 from expediter.web import create_app
 from expediter.web.api.metrics import metrics_app
@@ -31,15 +35,32 @@ from expediter.web.server.state import State
 METRICS_CONNECTIONS_MAX = 32
 
 
-def bind(settings: Settings, *, insecure: bool) -> socket.socket:
+async def may_listen_wide(settings: Settings, *, insecure: bool) -> bool:
+    """Return whether others than this machine may be let in: `insecure` says so, or there is an API key.
+
+    To know that, it brings the database, if there is one, to the newest step. Raises ConfigurationError and
+    Unavailable.
+    """
+    if insecure or settings.loopback or not is_begun(settings.database):
+        return insecure
+    await asyncio.to_thread(upgrade, settings.database)
+    database = open_database(settings.database)
+    try:
+        return await database.read(any_key)
+    finally:
+        await database.close()
+
+
+def bind(settings: Settings, *, wide: bool) -> socket.socket:
     """Return the socket to serve on.
 
-    Raises ConfigurationError for an address that others could reach, unless `insecure`, and for a port in use.
+    Raises ConfigurationError for an address that others could reach, unless `wide`, and for a port in use.
     """
-    if not settings.loopback and not insecure:
+    if not settings.loopback and not wide:
         raise ConfigurationError(
             f"HOST={settings.host} can be reached from other machines and this service asks nobody for a key: "
-            "bind to 127.0.0.1, or give --insecure if the network itself keeps strangers out"
+            "make one with `expediter keys create`, bind to 127.0.0.1, or give --insecure if the network itself "
+            "keeps strangers out"
         )
     return listen(settings.host, settings.port)
 
@@ -61,6 +82,8 @@ def context_of(service: Service, *, working: bool) -> Context:
         intake=service.intake,
         temporary=service.temporary,
         webhooks=service.webhooks,
+        keys=Keys(service.database),
+        ring=service.ring,
         send=service.sender.send,
         tally=service.tally,
     )
@@ -83,11 +106,17 @@ async def serve(
     Raises ConfigurationError as `bind` and `raise_file_limit` do.
     """
     connections_max = raise_file_limit()
-    listener = bind(settings, insecure=insecure) if listen_fd is None else inherit(listen_fd)
+    if listen_fd is None:
+        listener = bind(settings, wide=await may_listen_wide(settings, insecure=insecure))
+    else:
+        listener = inherit(listen_fd)
     async with (
         access_log(settings.access_log_file, settings.access_log_format) as note,
         open_service(settings, working=working) as service,
+        _following(service.ring),
     ):
+        if not insecure and not is_loopback(listener.getsockname()[0]):
+            service.ring.always_ask()
         context = context_of(service, working=working)
         state = State(
             create_app(context),
@@ -109,6 +138,15 @@ async def serve(
         finally:
             stopping()
             listener.close()
+
+
+@asynccontextmanager
+async def _following(ring: KeyRing) -> AsyncIterator[None]:
+    await ring.start()
+    try:
+        yield
+    finally:
+        await ring.stop()
 
 
 def _on_signals(

@@ -47,6 +47,16 @@ OTHERWISE = {
 }
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Settings(BaseSettings):
     """The settings of one process, in the order and in the words of docs/settings.md."""
 
@@ -120,7 +130,8 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(
-        "127.0.0.1", description="address to listen on; one that other machines can reach needs `--insecure`"
+        "127.0.0.1",
+        description="address to listen on; one that other machines can reach needs an API key, or `--insecure`",
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     api_workers: int = Field(1, ge=1, le=64, description="serving processes, all on one port")
@@ -147,7 +158,12 @@ class Settings(BaseSettings):
         "processes they are counted in `REDIS_URL`; without it, there is no limit",
     )
     admin_password: SecretStr | None = Field(
-        None, description="opens `/admin/reset` and `/admin/seed`; without it they answer 403"
+        None, description="opens the calls below `/admin`; without it, only an API key with the scope `admin` does"
+    )
+    expediter_api_key: SecretStr | None = Field(
+        None,
+        description="the API key with which `expediter orders`, `events` and `status` ask a service at an address "
+        "(docs/security.md); a service itself has no use for it",
     )
     default_currency: Annotated[str, AfterValidator(written.currency)] = Field(
         "USD", description="ISO 4217 code for orders that name no currency"
@@ -375,9 +391,4 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether the address to listen on can be reached from this machine only."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)

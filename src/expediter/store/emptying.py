@@ -14,7 +14,7 @@ from expediter.backends.databases import Connection
 from expediter.errors import OrderUnreadable
 from expediter.store import schema
 from expediter.store.audit import kept_answers
-from expediter.store.idempotency import REMOVE_KEYS, keep_answers, load_answers, replay_answer
+from expediter.store.idempotency import REMOVE_KEYS, keep_answers, kept_answer
 from expediter.store.maintenance import retire_caches
 from expediter.store.rows import count_job, count_order, read_job, read_order
 from expediter.store.statements import JOBS, LOCK_ORDERS, among
@@ -127,5 +127,4 @@ async def finish(
 
 async def replayed(connection: Connection, *, key: IdempotencyKey) -> Replayed | None:
     """Return the answer that was kept under this key; None: there is none. Raises IdempotencyMismatch."""
-    known = await load_answers(connection, [key.key], await connection.now())
-    return replay_answer(key, known[key.key]) if key.key in known else None
+    return await kept_answer(connection, key, await connection.now())

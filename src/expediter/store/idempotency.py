@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy import bindparam, delete, select
@@ -35,6 +35,28 @@ async def load_answers(connection: Connection, keys: list[str], now: int) -> dic
     """Return what is kept under these keys, by key."""
     rows = await connection.fetch(_LOAD_KEYS, ids=keys, now=now)
     return {row[0]: (row[1], Answer(row[2], msgspec.json.decode(row[3]), row[4])) for row in rows}
+
+
+def names_of(key: IdempotencyKey) -> tuple[str, ...]:
+    """Return the names under which the answer to a request with this key may be kept."""
+    return (key.key, key.unowned) if key.unowned else (key.key,)
+
+
+def find_answer(key: IdempotencyKey, answers: Mapping[str, Kept]) -> Replayed | None:
+    """Return what is kept under this key; None: nothing. Raises IdempotencyMismatch.
+
+    What was kept before callers had API keys was kept for anyone. It counts for the very same request alone: so
+    that a retry places nothing twice, and a text that others have used is free for whatever else.
+    """
+    if (kept := answers.get(key.key)) is not None:
+        return replay_answer(key, kept)
+    kept = answers.get(key.unowned) if key.unowned else None
+    return Replayed(kept[1]) if kept is not None and kept[0] == key.fingerprint else None
+
+
+async def kept_answer(connection: Connection, key: IdempotencyKey, now: int) -> Replayed | None:
+    """Return what is kept under this key; None: nothing. Raises IdempotencyMismatch."""
+    return find_answer(key, await load_answers(connection, list(names_of(key)), now))
 
 
 def replay_answer(key: IdempotencyKey, kept: Kept) -> Replayed:

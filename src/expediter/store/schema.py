@@ -137,12 +137,31 @@ incarnation = Table(
     **_MYSQL,
 )
 
-#: One row: what the database is bound to for as long as it lives (store/installation.py).
+#: One row: what the database is bound to for as long as it lives (store/installation.py), and a mark of its keys.
 installation = Table(
     "installation",
     metadata,
     Column("installation_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("gateway_key_prefix", String(64), nullable=True),
+    #: Another text after each change of `api_keys`, so that processes read them only then; null: there was none.
+    Column("api_keys_mark", String(32), nullable=True),
+    **_MYSQL,
+)
+
+#: Who may call (store/keys.py). Of a key only its SHA-256 is here; a revoked one keeps its row.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(40), primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("digest", String(64), nullable=False),
+    #: Words parted by blanks.
+    Column("scopes", String(255), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Column("last_used_at", BigInteger),
+    Index("api_keys_by_digest", "digest", unique=True),
     **_MYSQL,
 )
 

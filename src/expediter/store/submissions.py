@@ -21,11 +21,15 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True, gc=False):
-    """A caller's key, what identifies the request that it came with, and how long it is kept (microseconds)."""
+    """A caller's key, what identifies the request that it came with, and how long it is kept (microseconds).
+
+    `unowned` is the key as it would be kept for callers without an API key; empty where this one is.
+    """
 
     key: str
     fingerprint: str
     keep: int
+    unowned: str = ""
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):

@@ -30,7 +30,7 @@ from expediter.orders.refunds import first_pending
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store import schema
 from expediter.store.breaker import SharedBreaker
-from expediter.store.idempotency import Kept, keep_answers, load_answers, replay_answer
+from expediter.store.idempotency import Kept, find_answer, keep_answers, load_answers, names_of
 from expediter.store.incarnation import READ_AND_HOLD
 from expediter.store.jobs import FIND_DUE, FIRST_DUE, KINDS, NEXT_DUE, set_aside
 from expediter.store.money import Money
@@ -152,7 +152,7 @@ class _Batch:
         if used := placing + used:
             rows = await self._connection.fetch(DELETED_ORDERS, ids=used)
             self._deleted.update(row[0] for row in rows)
-        keys = [request.key.key for request in requests if request.key]
+        keys = [name for request in requests if request.key for name in names_of(request.key)]
         keys += [key for request in requests for key in request.behind]
         if keys:
             self._answers = await load_answers(self._connection, keys, self._now)
@@ -204,8 +204,8 @@ class _Batch:
         try:
             if asked.incarnation is not None or asked.placed or asked.behind:
                 self._check_queued(asked)
-            if asked.key and asked.key.key in self._answers:
-                return replay_answer(asked.key, self._answers[asked.key.key])
+            if asked.key and (known := find_answer(asked.key, self._answers)):
+                return known
             outcome = self._decide(asked.command)
         except ExpediterError as refused:
             if isinstance(refused, StaleLease):

@@ -18,7 +18,7 @@ from expediter.orders.order import MICROSECONDS
 from expediter.store import schema
 from expediter.store.deliveries import WAITING, DeliveryPage, deliveries_page, read_delivery
 from expediter.store.feed import Cursor, end_of_feed, position_at
-from expediter.store.idempotency import keep_answers, load_answers, replay_answer
+from expediter.store.idempotency import keep_answers, kept_answer
 from expediter.store.incarnation import read_incarnation
 from expediter.store.statements import POSITION
 from expediter.store.submissions import Answer, IdempotencyKey, Replayed
@@ -335,8 +335,7 @@ class Webhooks:
 
 
 async def _known(connection: Connection, key: IdempotencyKey) -> Replayed | None:
-    kept = await load_answers(connection, [key.key], await connection.now())
-    return replay_answer(key, kept[key.key]) if key.key in kept else None
+    return await kept_answer(connection, key, await connection.now())
 
 
 async def _begin(connection: Connection, begin: Cursor | Literal["now", "beginning"]) -> int:

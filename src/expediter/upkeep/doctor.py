@@ -13,7 +13,10 @@ from expediter.backends.redis_client import RedisUnavailable
 from expediter.errors import BrokerUnavailable
 from expediter.payments import PaymentGateway
 from expediter.queued.temporary import TemporaryOrders
+from expediter.settings import Settings
+from expediter.store.keys import Keys
 from expediter.store.queries import Queries
+from expediter.store.scopes import Scope
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -178,3 +181,21 @@ async def examine_gateway(gateway: PaymentGateway, queries: Queries, findings: l
     else:
         text += f" after {breaker.failures} failures in a row; charges wait and one probe at a time goes out"
         findings.append(Finding("gateway", "warning", text))
+
+
+async def examine_keys(keys: Keys, settings: Settings, findings: list[Finding]) -> None:
+    """Look at who is let in: API keys, and admin calls."""
+    counting = [each for each in await keys.all() if each.revoked_at is None]
+    if counting:
+        findings.append(Finding("access", "ok", f"for whoever has an API key; there are {len(counting)}"))
+    else:
+        wide = "" if settings.loopback else f", and HOST={settings.host} can be reached from other machines"
+        text = f"nobody is asked for an API key{wide}: `expediter keys create` makes one"
+        findings.append(Finding("access", "warning" if wide else "ok", text))
+    if settings.admin_password is not None:
+        findings.append(Finding("admin", "ok", "admin calls ask for the password"))
+    elif any(Scope.ADMIN in each.scopes for each in counting):
+        findings.append(Finding("admin", "ok", "admin calls ask for an API key"))
+    else:
+        text = "admin calls are off: set ADMIN_PASSWORD to allow them, or make an API key for admin"
+        findings.append(Finding("admin", "warning", text))

@@ -13,11 +13,14 @@ import msgspec
 
 from expediter.errors import CommitUncertain, ExpediterError, Unavailable
 from expediter.settings import Compat
+from expediter.store.keys import KeyRing
+from expediter.web.access import allow, identify
 from expediter.web.api import (
     admin,
     batch,
     events,
     health,
+    keys,
     metrics,
     ops,
     orders,
@@ -57,6 +60,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *webhooks.OPERATIONS,
     *progress.OPERATIONS,
     *admin.OPERATIONS,
+    *keys.OPERATIONS,
     *health.OPERATIONS,
     *ops.OPERATIONS,
     *metrics.OPERATIONS,
@@ -75,15 +79,29 @@ def create_app(context: Context) -> App:
     """Return what answers calls, over an open service."""
     app: App = _Application(context)
     if context.settings.compat is not Compat.NONE:
-        app = Translation(app, DIALECTS[context.settings.compat], context.queries)
+        app = Translation(app, DIALECTS[context.settings.compat], context.queries, context.ring)
     if context.settings.rate is not None:
-        app = RateLimited(app, context.settings.rate, context.tally)
+        app = _Known(RateLimited(app, context.settings.rate, context.tally), context.ring)
     return Origins(app, context.settings.origins) if context.settings.origins else app
+
+
+class _Known:
+    """An application before which it is known who calls: rates are counted for each key."""
+
+    def __init__(self, app: App, ring: KeyRing) -> None:
+        self._app = app
+        self._ring = ring
+
+    def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
+        if self._ring.asks:
+            identify(call, self._ring)
+        return self._app(call)
 
 
 class _Application:
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._ring = context.ring
         self._under_way: set[Call] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._fixed: dict[str, Methods] = {}
@@ -100,11 +118,16 @@ class _Application:
             return Reply(200, document, [JSON])
 
         by_path["/openapi.json"]["GET"] = Operation(
-            paths=("/openapi.json",), handler=openapi, summary="", answers={}
+            paths=("/openapi.json",), handler=openapi, scope=None, summary="", answers={}
         )
         # It asks the whole service, which says no more than that it is there (RFC 9110).
         by_path["*"]["OPTIONS"] = Operation(
-            paths=("*",), handler=openapi, at_once=lambda call, context: Reply(204), summary="", answers={}
+            paths=("*",),
+            handler=openapi,
+            scope=None,
+            at_once=lambda call, context: Reply(204),
+            summary="",
+            answers={},
         )
         for path, methods in by_path.items():
             before, _, last = path.rpartition("/")
@@ -118,7 +141,11 @@ class _Application:
     def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Answer one request: at once, where nothing has to be waited for."""
         try:
+            if self._ring.asks:
+                identify(call, self._ring)
             operation = self._operation(call)
+            if self._ring.asks:
+                allow(call, operation)
             reply = operation.at_once(call, self._context) if operation.at_once is not None else None
             if reply is None:
                 return self._answer(call, operation)

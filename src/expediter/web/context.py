@@ -16,6 +16,7 @@ from expediter.queued.intake import QueuedIntake
 from expediter.queued.temporary import TemporaryOrders
 from expediter.settings import Settings
 from expediter.store.committer import Committer
+from expediter.store.keys import KeyRing, Keys
 from expediter.store.queries import Queries
 from expediter.store.webhooks import Endpoint, Tried, Webhooks
 from expediter.telemetry.meters import Family
@@ -49,6 +50,7 @@ class Context:
     should run in the background of this process, and does not any more. `batches` is how many are being read, and
     `streams` how many readers of events are connected.
 
+    `keys` are the API keys, and `ring` what this process knows of them.
     `verdicts` are what the last looks at each part have found, and since when (Unix microseconds) it has been so.
 
     `send` makes one try to send a body, under a name, to a webhook endpoint.
@@ -71,6 +73,8 @@ class Context:
     verify: Callable[[float], Awaitable[Verified | None]]
     hear: Hears
     webhooks: Webhooks
+    keys: Keys
+    ring: KeyRing
     send: Callable[[Endpoint, str, bytes, int], Awaitable[Tried]]
     broker: Broker | None = None
     intake: QueuedIntake | None = None

@@ -12,14 +12,16 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import uuid_utils
-from msgspec.structs import replace
 
-from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput, Overloaded
-from expediter.orders.commands import PlaceOrder
-from expediter.orders.order import Stages
+from expediter.errors import BadRequest, ExpediterError, Fault, InvalidInput, Overloaded, Unauthorized
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, IdempotencyKey
+from expediter.web.fingerprints import fingerprinted
 
 Header = tuple[bytes, bytes]
+
+#: What a call may do that came without an API key, where one is needed.
+NO_SCOPES: frozenset[Scope] = frozenset()
 
 #: Bytes of one request's body, at most; counted while it arrives.
 BODY_BYTES_MAX = 1024 * 1024
@@ -43,7 +45,6 @@ _TAG = re.compile(r'"([^"]*)"')
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
-_sorted_json = msgspec.json.Encoder(order="sorted").encode
 to_json = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -196,7 +197,9 @@ class Call:
         "refusal",
         "request_id",
         "route",
+        "scopes",
         "secure",
+        "stranger",
         "target",
         "task",
         "through",
@@ -224,8 +227,6 @@ class Call:
         #: The address of who asks: the peer's, or what a trusted proxy says of it, which also tells of https.
         self.client = client
         self.secure = False
-        #: The id of the API key that it came with; empty: of none.
-        self.key_id = ""
         self.refusal = refusal
         #: When it began, and when it is answered that it took too long, on the monotonic clock.
         self.began = time.monotonic()
@@ -245,6 +246,10 @@ class Call:
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid_utils.uuid7().hex
         #: What waits for the answer, and may be cancelled when that takes too long.
         self.task: asyncio.Task[None] | None = None
+        #: The API key that it came with ('' for none), what that is for, and why nobody is known by it.
+        self.key_id = ""
+        self.scopes: frozenset[Scope] = NO_SCOPES
+        self.stranger: Unauthorized | None = None
         #: Whether a change of status goes all the way.
         self.through = False
         #: Whether its connection ends with the answer.
@@ -363,7 +368,8 @@ class Call:
     def idempotency_key(self, asked: Any, keep: int) -> IdempotencyKey | None:
         """Return the caller's Idempotency-Key and what identifies this request. Raises BadRequest.
 
-        `asked` is what the body means, decoded: how it was written does not count.
+        `asked` is what the body means, decoded: how it was written does not count. The same text belongs to each
+        API key by itself; no text that a client can send is kept under a name with a blank.
         """
         given = self.header(b"idempotency-key")
         if given is None:
@@ -374,7 +380,10 @@ class Call:
         if not _KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
         seen = hashlib.sha256(f"{self.method} {self.path}\n".encode() + fingerprinted(asked))
-        return IdempotencyKey(key, seen.hexdigest(), keep)
+        if not self.key_id:
+            return IdempotencyKey(key, seen.hexdigest(), keep)
+        owned = f"{self.key_id} {hashlib.sha256(key.encode()).hexdigest()}"
+        return IdempotencyKey(owned, seen.hexdigest(), keep, unowned=key)
 
     def if_version(self) -> int | None:
         """Return the version that If-Match asks for, None for any, -1 for a tag that no version has."""
@@ -401,25 +410,6 @@ def passed_on(call: Call, reply: Reply) -> Reply:
     if traced is not None and _TRACEPARENT.fullmatch(traced):
         reply.headers.append((b"traceparent", traced))
     return reply
-
-
-def fingerprinted(asked: Any) -> bytes:
-    """Return what identifies a request: the same for all that ask for the same."""
-    if isinstance(asked, PlaceOrder):
-        # Its id if the client has chosen it; and neither the time nor the stages, which the settings say.
-        changes: dict[str, Any] = {"order_id": ""} if asked.fresh else {}
-        metadata = _plain_numbers(msgspec.json.decode(asked.metadata))
-        plain = replace(asked, placed_at=None, stages=Stages.PAYMENT, metadata="", **changes)
-        return _sorted_json((plain, metadata))
-    return _sorted_json(asked)
-
-
-def _plain_numbers(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Write 1.0 as 1: in JSON they are the same number."""
-    return {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in metadata.items()
-    }
 
 
 class BodyTooLarge(Exception):

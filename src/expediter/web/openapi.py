@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from expediter import __version__
+from expediter.store.scopes import Scope
 from expediter.web.http import to_json
 from expediter.web.operations import Operation, Parameter
 from expediter.web.problems import Problem
@@ -32,18 +33,25 @@ _TAGS = {
     "webhooks": "Send events to addresses, signed by the Standard Webhooks specification.",
     "progress": "How things stand: one order explained, counts and averages, the queue.",
     "service": "Whether the service is well, and the pages that describe it.",
-    "admin": "For the operator: with the password that ADMIN_PASSWORD sets.",
+    "admin": "For the operator: with the password that ADMIN_PASSWORD sets, or an API key for `admin`.",
     _SHORT: "The same calls under `/orders`, as older clients know them; `POST` answers 201 there.",
 }
 #: Statuses that any operation may answer.
 _ALWAYS = (400, 405, 429, 503)
 _HEADERS = {
+    "WWW-Authenticate": {"schema": {"type": "string"}, "description": "How to say who calls (RFC 6750, 7617)."},
     "Allow": {"schema": {"type": "string"}, "description": "The methods that this path has."},
     "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."},
     "ETag": {"schema": {"type": "string"}, "description": "The order's version, in quotes."},
     "Location": {"schema": {"type": "string"}, "description": "Where the order is."},
 }
-_HEADERS_BY_STATUS = {201: ("Location", "ETag"), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_HEADERS_BY_STATUS = {
+    201: ("Location", "ETag"),
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
 
 
 def openapi_document(operations: Sequence[Operation]) -> bytes:
@@ -78,6 +86,8 @@ def openapi_document(operations: Sequence[Operation]) -> bytes:
             "components": {
                 "schemas": components,
                 "securitySchemes": {
+                    "bearerKey": {"type": "http", "scheme": "bearer", "description": "An API key: `exp_...`"},
+                    "headerKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                     "adminPassword": {"type": "apiKey", "in": "header", "name": "X-Admin-Password"},
                     "adminBasic": {"type": "http", "scheme": "basic"},
                 },
@@ -90,7 +100,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation_id(operation.handler, short=_is_short(path)),
         "summary": operation.summary,
-        "description": (operation.handler.__doc__ or "").strip(),
+        "description": _description(operation),
         "tags": [_SHORT if _is_short(path) else operation.tag],
         "responses": {
             **{str(status): _answer(status, body, operation.stream) for status, body in operation.answers.items()},
@@ -106,9 +116,26 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
             "required": operation.body_required,
             "content": {"application/json": _content(operation.body)},
         }
-    if operation.tag == "admin":
-        described["security"] = [{"adminPassword": []}, {"adminBasic": []}, {}]
+    described["security"] = _security(operation)
     return described
+
+
+def _description(operation: Operation) -> str:
+    """Return what it does, and the scope that it needs: of keys that are no OAuth, `security` cannot say that."""
+    text = (operation.handler.__doc__ or "").strip()
+    if operation.scope is None:
+        return text
+    return f"{text}\n\nWhere callers need an API key: one for `{operation.scope}`."
+
+
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    """Return the ways to call it. Without any, there is one more: where there is no API key, nobody needs one."""
+    if operation.scope is None:
+        return []
+    ways: list[dict[str, list[str]]] = [{"bearerKey": []}, {"headerKey": []}]
+    if operation.scope is Scope.ADMIN:
+        ways += [{"adminPassword": []}, {"adminBasic": []}]
+    return [*ways, {}]
 
 
 def _is_short(path: str) -> bool:
@@ -117,6 +144,8 @@ def _is_short(path: str) -> bool:
 
 def _problem_statuses(operation: Operation, path: str) -> Iterable[int]:
     statuses = {*_ALWAYS, *operation.problems}
+    if operation.scope is not None:
+        statuses |= {401, 403}
     if operation.body is not None:
         statuses |= {408, 413, 415, 422}
     if operation.parameters:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from expediter.store.scopes import Scope
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply
 
@@ -27,6 +28,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method on one or several paths.
 
+    `scope` is what an API key must be for, where callers need one; None: anybody may call.
     `at_once` is asked before the handler, and may spare a task of the event loop.
     `stream` is the media type in which the same comes as a stream, where it is asked for.
     `fault` is what the example of a 422 says: a field, and what is wrong with it.
@@ -38,6 +40,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     handler: Handler
     summary: str
     answers: Mapping[int, Any]
+    scope: Scope | None
     at_once: AtOnce | None = None
     method: str = "GET"
     tag: str = "orders"
@@ -75,8 +78,8 @@ def both(rest: str = "") -> tuple[str, ...]:
 
 
 def service_read(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]) -> Operation:
-    """Return a read about the service itself."""
-    return Operation(paths=(path,), handler=handler, summary=summary, tag="service", answers=answers)
+    """Return a read about the service itself, for everybody."""
+    return Operation(paths=(path,), handler=handler, scope=None, summary=summary, tag="service", answers=answers)
 
 
 def query(name: str, description: str, **schema: Any) -> Parameter:

@@ -22,6 +22,7 @@ from expediter.orders.money import (
     parse_minor,
 )
 from expediter.orders.order import LINES_MAX, QUANTITY_MAX, Line, Stages, Status, is_order_id
+from expediter.store.scopes import NAME_CHARACTERS_MAX, NAME_PATTERN, Scope
 from expediter.store.webhooks import REDELIVERED_MAX
 from expediter.web.faults import DECIMAL, refusal, refuse_unfit, without_numbers
 
@@ -97,12 +98,29 @@ class PopulateBody(msgspec.Struct, forbid_unknown_fields=True):
     batch_id: Annotated[str, Meta(min_length=1, max_length=54, pattern="^[A-Za-z0-9._-]+$")] | None = None
 
 
-class AdminBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an admin call: the password, by either name, may also come in a header."""
+class AdminPassword(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the body of every admin call may have: the password, by either name; it may also come in a header."""
 
     admin_password: str | None = None
     password: str | None = None
+
+
+class AdminBody(AdminPassword, forbid_unknown_fields=True, kw_only=True):
+    """The body of an admin call: the password, by either name, may also come in a header."""
+
     count: Annotated[int, Meta(ge=1, le=100_000)] = 100
+
+
+KeyName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS_MAX, pattern=NAME_PATTERN)]
+KeyScopes = Annotated[list[Scope], Meta(min_length=1, max_length=len(Scope))]
+
+
+class KeyBody(AdminPassword, forbid_unknown_fields=True, kw_only=True):
+    """A new API key: its name, what it is for, and when it ends (null: never)."""
+
+    name: KeyName
+    scopes: KeyScopes
+    expires_at: str | None = None
 
 
 WebhookUrl = Annotated[str, Meta(min_length=1, max_length=URL_CHARACTERS_MAX)]

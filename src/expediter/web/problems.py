@@ -13,12 +13,15 @@ from expediter.errors import (
     DuplicateOrder,
     ExpediterError,
     Fault,
+    Forbidden,
     IdempotencyMismatch,
     IllegalTransition,
     InvalidInput,
+    KeyNotFound,
     MoneyInFlight,
     OrderNotFound,
     PreconditionFailed,
+    Unauthorized,
     Unavailable,
     UnknownPayment,
     WebhookNotFound,
@@ -65,9 +68,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 #: Every error that reaches a client: its status and its title. The first row that fits counts.
 STATUSES: tuple[tuple[type[ExpediterError], int, str], ...] = (
     (BadRequest, 400, "Bad request"),
+    (Unauthorized, 401, "Unauthorized"),
+    (Forbidden, 403, "Forbidden"),
     (OrderNotFound, 404, "Not found"),
     (UnknownPayment, 404, "Unknown payment"),
     (WebhookNotFound, 404, "Not found"),
+    (KeyNotFound, 404, "Not found"),
     (DuplicateOrder, 409, "Duplicate order"),
     (IllegalTransition, 409, "Illegal transition"),
     (MoneyInFlight, 409, "Money in flight"),
@@ -112,6 +118,11 @@ def problem_reply(error: ExpediterError, request_id: str) -> Reply:
         headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
     if isinstance(error, RequestRefused):
         headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", error.challenge.encode()))
+    if isinstance(error, Forbidden):
+        said = f'Bearer realm="expediter", error="insufficient_scope", scope="{error.scope}"'
+        headers.append((b"www-authenticate", said.encode()))
     if isinstance(error, PreconditionFailed):
         headers.append((b"etag", f'"{error.version}"'.encode()))
     return Reply(status, _encode(problem), headers)

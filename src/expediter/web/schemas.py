@@ -35,6 +35,7 @@ ORDER_ID: Schema = {
 PATH_VALUES: Mapping[str, Schema] = {
     "order_id": ORDER_ID,
     "webhook_id": {"type": "string", "pattern": "^[A-Za-z0-9_]{1,40}$"},
+    "key_id": {"type": "string", "pattern": "^[A-Za-z0-9_]{1,40}$"},
 }
 #: A whole number that is sent is at most this far from 0. To JSON Schema 1e300 is a whole number, too.
 _WHOLE_MAX = 2**53 - 1
@@ -197,6 +198,15 @@ _NOTICE = {
     "data": {"order_id": _ID, "number": 1, "position": 7, "order": _DOCUMENT, "change": {"order": _DOCUMENT}},
 }
 _ALIVE = {"status": "ok"}
+_KEY = {
+    "id": "key_019ac5a4b5c07f2e8d1b2c3d4e5f6071",
+    "name": "till 3",
+    "scopes": ["orders:read", "orders:write"],
+    "created_at": _PLACED_AT,
+    "expires_at": "2099-01-01T00:00:00Z",
+    "revoked_at": None,
+    "last_used_at": None,
+}
 
 _REFUND = {
     "number": 1,
@@ -244,6 +254,9 @@ EXAMPLES: Mapping[str, Any] = {
     "FulfilmentBody": {"outcome": "done", "reference": "K-17"},
     "PopulateBody": {"total_entries": 4},
     "AdminBody": {"count": 10},
+    "KeyBody": {"name": "till 3", "scopes": ["orders:read", "orders:write"], "expires_at": "2099-01-01T00:00:00Z"},
+    "KeyDocument": _KEY,
+    "KeyList": {"keys": [_KEY]},
     "OrderDocument": _DOCUMENT,
     "ShownOrder": _DOCUMENT,
     "Placed": _DOCUMENT | {"message": "Order created"},
@@ -418,8 +431,8 @@ def problem_example(status: int, title: str, fault: tuple[str, str]) -> dict[str
 
 _SENTENCES = {
     400: "The body is not valid JSON",
-    401: "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
-    403: "Set ADMIN_PASSWORD to allow admin calls",
+    401: "Give an API key, as Authorization: Bearer, or in X-API-Key",
+    403: "This API key lacks the scope orders:write",
     404: "Order not found",
     409: "Order ORD-1 is completed; it can become nothing else",
     412: "Order ORD-1 has version 3",

@@ -11,7 +11,7 @@ import typer
 
 from expediter import __version__
 from expediter.errors import ConfigurationError, ExpediterError
-from expediter.run.cli import events, orders, services, trial, upkeep
+from expediter.run.cli import events, keys, orders, services, trial, upkeep
 from expediter.run.cli.output import in_words, say_error
 from expediter.settings.reading import ENV_FILE_VARIABLE
 
@@ -29,6 +29,13 @@ app.add_typer(
     epilog="$ expediter orders list --status payment_failed",
 )
 app.add_typer(events.app)
+app.add_typer(
+    keys.app,
+    name="keys",
+    help="API keys: who may call.",
+    no_args_is_help=True,
+    epilog="$ expediter keys list",
+)
 app.add_typer(trial.app)
 app.add_typer(upkeep.app)
 app.add_typer(

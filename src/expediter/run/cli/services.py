@@ -23,7 +23,7 @@ from expediter.run.cli.output import (
     settings_of,
     spinner,
 )
-from expediter.run.opening import opening_lines, reachability_lines
+from expediter.run.opening import access_line, opening_lines, reachability_lines
 from expediter.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def serve(
     at_once = settings.worker_count * settings.worker_concurrency
     if settings.api_workers > 1 and lifeline is None:
         where = f"in each of {settings.api_workers} processes, {at_once} at once"
-        plans = _serving(settings, no_workers=no_workers)
+        plans = _serving(settings, no_workers=no_workers, insecure=insecure)
         _supervise(settings, plans, insecure=insecure, worked_off=_BESIDE if no_workers else where)
         return
 
     def announce(opened: Service, address: str) -> None:
-        lines = [*reachability_lines(opened), *listener.file_limit_lines()]
+        lines = [*reachability_lines(opened), access_line(opened), *listener.file_limit_lines()]
         if lifeline is not None:
             lifeline.ready(lines)
         else:
@@ -164,7 +164,7 @@ def up(
     with pid_file:
         _supervise(
             settings,
-            [*_serving(settings, no_workers=True), *workers],
+            [*_serving(settings, no_workers=True, insecure=insecure), *workers],
             insecure=insecure,
             worked_off=f"{settings.worker_count} processes, {settings.worker_concurrency} at once in each",
             run_dir=pid_file.path.parent,
@@ -226,7 +226,7 @@ def status(
             raise typer.Exit(1)
         run_to_end(looking.look(settings, pid_file.path.parent, found))
     else:
-        run_to_end(looking.look_at(url, found))
+        run_to_end(looking.look_at(settings, url, found))
     if as_json:
         print_json(found)
     else:
@@ -287,10 +287,10 @@ def _supervised(work: Coroutine[Any, Any, None], lifeline: processes.Lifeline | 
         raise typer.Exit(2) from None
 
 
-def _serving(settings: Settings, *, no_workers: bool) -> list[processes.Plan]:
+def _serving(settings: Settings, *, no_workers: bool, insecure: bool) -> list[processes.Plan]:
     from expediter.run.processes import Plan
 
-    words = ("serve", "--no-workers") if no_workers else ("serve",)
+    words = ("serve", *(["--no-workers"] if no_workers else []), *(["--insecure"] if insecure else []))
     return [Plan(f"api-{number}", words, listens=True) for number in range(1, settings.api_workers + 1)]
 
 
@@ -307,7 +307,8 @@ def _supervise(
     from expediter.run import chores, processes, serving
     from expediter.web.server import listener
 
-    taken = serving.bind(settings, insecure=insecure)
+    wide = asyncio.run(serving.may_listen_wide(settings, insecure=insecure))
+    taken = serving.bind(settings, wide=wide)
     address = listener.address_of(taken)
     chores.upgrade_database(settings)
 

@@ -31,7 +31,7 @@ from expediter.backends.databases.sqlite import database_path
 from expediter.errors import ConfigurationError, DatabaseUnavailable
 
 #: The newest step, and the newest that processes of the version before do not mind: the same, where all are so.
-HEAD = "0011"
+HEAD = "0012"
 BEFORE = HEAD
 #: The oldest step that a program must know to work on a database at HEAD.
 NEEDS = "0010"
@@ -81,6 +81,12 @@ def standing(address: str) -> Standing:
     from expediter.store.migrations.servers import standing_of_server
 
     return asyncio.run(standing_of_server(kind, url))
+
+
+def is_begun(address: str) -> bool:
+    """Return whether there may be something in the database; False: its file is not there."""
+    kind, url = parse_url(address)
+    return kind != "sqlite" or database_path(url).exists()
 
 
 def _upgrade_file(path: Path, wanted: str) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import math
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,13 +15,15 @@ from msgspec import Meta
 from expediter.errors import Conflict, DuplicateOrder, ExpediterError, IdempotencyMismatch
 from expediter.orders.laws import Breach
 from expediter.orders.samples import sample_orders
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
+from expediter.web.access import admit, check_admin_calls_are_on
 from expediter.web.api.batch import row_key
 from expediter.web.api.orders import new_order_id, require_json
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, answer_reply, json_reply, to_json
 from expediter.web.operations import IDEMPOTENCY_KEY, Handler, Operation, both
-from expediter.web.payloads import AdminBody, PopulateBody, decode
+from expediter.web.payloads import AdminBody, AdminPassword, PopulateBody, decode
 from expediter.web.problems import RequestRefused
 
 #: Made-up orders that are stored in one transaction, at most.
@@ -34,6 +33,16 @@ SAMPLES_PER_BATCH = 200
 VERIFY_SECONDS = 10.0
 
 Count = Annotated[int, Meta(ge=0)]
+
+Body = TypeVar("Body", bound=AdminPassword)
+
+
+class _Passwords(msgspec.Struct):
+    admin_password: Any = None
+    password: Any = None
+
+
+_read_password = msgspec.json.Decoder(_Passwords).decode
 
 
 class Populated(msgspec.Struct, frozen=True):
@@ -144,7 +153,7 @@ def _word(applied: Applied) -> Answer:
 
 async def admin_reset(call: Call, context: Context) -> Reply:
     """Remove every order and everything that belongs to one."""
-    _, key = await _admin_body(call, context)
+    _, key = await _asked(call, context)
 
     def word(deleted: int) -> Answer:
         document = to_json(Emptied(f"Removed {deleted} orders", deleted))
@@ -159,7 +168,7 @@ async def admin_reset(call: Call, context: Context) -> Reply:
 
 async def admin_seed(call: Call, context: Context) -> Reply:
     """Make up `count` orders (100 by default) and store them."""
-    body, key = await _admin_body(call, context)
+    body, key = await _asked(call, context)
     errors, replayed = await _fill(context, body.count, None, key)
     if errors:
         raise RequestRefused(503, "Unavailable", errors[0], {"Retry-After": "1"})
@@ -168,63 +177,47 @@ async def admin_seed(call: Call, context: Context) -> Reply:
 
 async def admin_verify(call: Call, context: Context) -> Reply:
     """Hold everything that is stored against the conservation laws; 202 while it takes longer: ask again."""
-    await _admin_body(call, context)
+    await _asked(call, context)
     found = await context.verify(VERIFY_SECONDS)
     if found is None:
         return json_reply(202, Verification("running", 0, 0, []))
     return json_reply(200, Verification("done", found.orders, found.found, found.breaches))
 
 
-async def _admin_body(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
-    """Return body and key of an admin call. Raises 403 while admin calls are off, 401 without the password.
-
-    429 for an address that has sent too many wrong ones.
-    """
+async def admin_body(call: Call, context: Context, kind: type[Body]) -> Body:
+    """Return the body of an admin call that may be made. Raises what `admit` does, and 403 while they are off."""
     call.query()
     call.may_take(math.inf)
     text = await call.body()
     context.secrets.check(call)  # once more: others may have come while the body did
-    secret = context.settings.admin_password
-    if secret is None or not secret.get_secret_value():
-        raise RequestRefused(403, "Admin calls are off", "Set ADMIN_PASSWORD to allow admin calls")
+    check_admin_calls_are_on(context)
+    admit(call, context, _password_in(text))
     if text.strip():
         require_json(call)
-    body = decode(text, AdminBody) if text.strip() else AdminBody()
-    password = secret.get_secret_value().encode()
-    given = (_basic_password(call) or body.admin_password or body.password or "").encode()
-    if header := call.header(b"x-admin-password"):
-        # Clients send a header as they like: most in UTF-8, some, as HTTP had it once, in Latin-1.
-        given = header.encode("latin-1")
-        if not hmac.compare_digest(given, password):
-            given = header.encode()
-    if not hmac.compare_digest(given, password):
-        if given:  # who sends none has not guessed
-            context.secrets.wrong_secret(call)
-        raise RequestRefused(
-            401,
-            "Unauthorized",
-            "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body",
-            {"WWW-Authenticate": 'Basic realm="expediter admin"'},
-        )
+    return decode(text if text.strip() else b"{}", kind)
+
+
+def _password_in(text: bytes) -> str | None:
+    """Return the password in a body, whatever else is in it: a stranger need not know what is wrong with that."""
+    try:
+        found = _read_password(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return next((each for each in (found.admin_password, found.password) if each and isinstance(each, str)), None)
+
+
+async def _asked(call: Call, context: Context) -> tuple[AdminBody, IdempotencyKey | None]:
+    """Return body and key of an admin call about orders."""
+    body = await admin_body(call, context, AdminBody)
     return body, call.idempotency_key({"count": body.count}, context.keep)
 
 
-def _slowed(call: Call, context: Context) -> None:
+def slowed(call: Call, context: Context) -> None:
     """Refuse who has guessed too often, at once: no task is begun and no body is read for it."""
     context.secrets.check(call)
 
 
-def _basic_password(call: Call) -> str | None:
-    scheme, _, credentials = (call.header(b"authorization") or "").partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except (ValueError, binascii.Error):
-        return None
-
-
-def _unkept(handler: Handler) -> Handler:
+def unkept(handler: Handler) -> Handler:
     """Return the handler of an admin call: nobody on the way keeps its answer."""
 
     @wraps(handler)
@@ -240,8 +233,9 @@ def _admin(path: str, handler: Handler, summary: str, answers: Mapping[int, Any]
     return Operation(
         method="POST",
         paths=(path,),
-        handler=_unkept(handler),
-        at_once=_slowed,
+        handler=unkept(handler),
+        scope=Scope.ADMIN,
+        at_once=slowed,
         summary=summary,
         tag="admin",
         answers=answers,
@@ -257,6 +251,7 @@ OPERATIONS = (
         method="POST",
         paths=both("/populate"),
         handler=populate,
+        scope=Scope.ORDERS_WRITE,
         summary="Make up orders",
         answers={201: Populated},
         problems=(409,),

@@ -14,16 +14,17 @@ from msgspec import UNSET, Meta, UnsetType
 
 from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.commands import PlaceOrder
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Replayed, Request
 from expediter.web.api.orders import new_order_id
 from expediter.web.context import Context
+from expediter.web.fingerprints import fingerprinted
 from expediter.web.http import (
     BODY_BYTES_MAX,
     BODY_SECONDS_MAX,
     BodyTooSlow,
     Call,
     Reply,
-    fingerprinted,
     json_reply,
     to_json,
 )
@@ -237,8 +238,10 @@ class _Intake:
 
 def row_key(key: IdempotencyKey, number: int, row: bytes) -> IdempotencyKey:
     """Return the key of one row of a request with a key; `row` identifies what it asks for."""
-    name = hashlib.sha256(key.key.encode()).hexdigest()
-    return IdempotencyKey(f"{name}/{number}", hashlib.sha256(row).hexdigest(), key.keep)
+    key_of_row, unowned = (
+        f"{hashlib.sha256(each.encode()).hexdigest()}/{number}" if each else "" for each in (key.key, key.unowned)
+    )
+    return IdempotencyKey(key_of_row, hashlib.sha256(row).hexdigest(), key.keep, unowned)
 
 
 def _word(applied: Applied) -> Answer:
@@ -270,6 +273,7 @@ OPERATIONS = (
         method="POST",
         paths=both("/batch"),
         handler=create_batch,
+        scope=Scope.ORDERS_WRITE,
         summary="Place many orders",
         answers={200: Batch},
         body=list[OrderBody],

@@ -12,6 +12,7 @@ from expediter.errors import ExpediterError, Fault, InvalidInput, Overloaded
 from expediter.orders.documents import EventData, event_document
 from expediter.orders.events import EVENT_TYPES, types_named
 from expediter.store.feed import Cursor, CursorGone, FeedEvent
+from expediter.store.scopes import Scope
 from expediter.web.context import Context
 from expediter.web.http import Call, Header, Reply, Streamed, Writer, json_reply, to_json, whole_number
 from expediter.web.operations import Operation, query
@@ -122,39 +123,44 @@ async def _stream(call: Call, context: Context, after: Cursor | None, types: Seq
     if call.method == "HEAD":
         return Reply(200, b"", list(_STREAM))
     begin = after if after is not None else Cursor(first.cursor.incarnation, 0)
-    return _Stream(context, begin, types)
+    return _Stream(call, context, begin, types)
 
 
 class _Stream(Streamed):
     """Events as they come, for as long as the client reads and the process runs."""
 
-    __slots__ = ("_after", "_context", "_types")
+    __slots__ = ("_after", "_context", "_key_id", "_types")
 
-    def __init__(self, context: Context, after: Cursor, types: Sequence[str] | None) -> None:
+    def __init__(self, call: Call, context: Context, after: Cursor, types: Sequence[str] | None) -> None:
         super().__init__(200, b"", list(_STREAM))
         self._context = context
+        self._key_id = call.key_id
         self._after = after
         self._types = types
 
     async def stream(self, writer: Writer) -> None:
-        """Write events until the client goes, the process stops, or what comes next cannot be read.
+        """Write events until the client goes or may not read them any more, the process stops, or what comes next
+        cannot be read.
 
         Where the client is slow this waits, and reads no further: a client that does not read at all is cut off
         like any other. It begins again behind the last event that it has got.
         """
         await writer.write(f": expediter\nretry: {RETRY_MILLISECONDS}\n\n".encode())
-        listening = asyncio.create_task(writer.until_gone())
+        over = [
+            asyncio.create_task(writer.until_gone()),
+            asyncio.create_task(self._context.ring.until_refused(self._key_id, Scope.EVENTS_READ)),
+        ]
         self._context.streams += 1
         try:
-            while not (self._context.draining or listening.done()):
-                await self._turn(writer, listening)
+            while not (self._context.draining or any(each.done() for each in over)):
+                await self._turn(writer, over)
         except (CursorGone, ExpediterError):
             pass  # the client connects again, and hears why
         finally:
             self._context.streams -= 1
-            await end_tasks([listening])
+            await end_tasks(over)
 
-    async def _turn(self, writer: Writer, listening: asyncio.Task[None]) -> None:
+    async def _turn(self, writer: Writer, over: Sequence[asyncio.Task[None]]) -> None:
         page = await self._context.queries.feed.read(self._after, self._types, EVENTS_PER_TURN)
         if page.events:
             await writer.write(b"".join([_event(page.cursor.incarnation, event) for event in page.events]))
@@ -162,7 +168,7 @@ class _Stream(Streamed):
         if page.more:
             return
         waiting = asyncio.create_task(self._context.queries.feed.wait(page.cursor, PULSE_SECONDS))
-        await asyncio.wait([waiting, listening], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([waiting, *over], return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             waiting.cancel()
         elif not page.events:
@@ -178,6 +184,7 @@ OPERATIONS = (
     Operation(
         paths=("/api/v1/events",),
         handler=list_events,
+        scope=Scope.EVENTS_READ,
         summary="Follow every change of every order",
         tag="events",
         answers={200: EventPage},

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from expediter.store.scopes import Scope
 from expediter.telemetry.meters import Family
 from expediter.web.context import Context
 from expediter.web.http import App, Call, Reply
@@ -71,6 +72,11 @@ class _Collector:
 
 OPERATIONS = (
     Operation(
-        paths=(PATH,), handler=metrics, summary="Metrics for Prometheus", tag="service", answers={200: TEXT}
+        paths=(PATH,),
+        handler=metrics,
+        scope=Scope.ORDERS_READ,
+        summary="Metrics for Prometheus",
+        tag="service",
+        answers={200: TEXT},
     ),
 )

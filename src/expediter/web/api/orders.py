@@ -24,6 +24,7 @@ from expediter.orders.commands import (
 from expediter.orders.documents import EventDocument, OrderDocument, event_document, order_document
 from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import (
@@ -330,6 +331,7 @@ def _change_of(
         method=method,
         paths=both(f"/{{order_id}}{rest}"),
         handler=handler,
+        scope=Scope.ORDERS_WRITE,
         summary=summary,
         answers=answers,
         problems=(409, 412),
@@ -343,6 +345,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/orders",),
         handler=create_order,
+        scope=Scope.ORDERS_WRITE,
         at_once=refuse_at_once,
         summary="Place an order",
         answers={202: OrderDocument},
@@ -354,6 +357,7 @@ OPERATIONS = (
         method="POST",
         paths=("/orders",),
         handler=create_order,
+        scope=Scope.ORDERS_WRITE,
         at_once=refuse_at_once,
         summary="Place an order",
         answers={201: Placed, 202: Placed},
@@ -364,6 +368,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}"),
         handler=get_order,
+        scope=Scope.ORDERS_READ,
         at_once=get_order_at_once,
         summary="Get an order",
         answers={200: ShownOrder, 304: None},
@@ -402,6 +407,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}/events"),
         handler=order_events,
+        scope=Scope.ORDERS_READ,
         summary="An order's history",
         answers={200: History},
     ),

@@ -12,6 +12,7 @@ from expediter.errors import Fault, InvalidInput
 from expediter.orders.documents import OrderDocument, microseconds
 from expediter.orders.order import Status, is_order_id
 from expediter.store.queries import Page
+from expediter.store.scopes import Scope
 from expediter.store.submissions import PageQuery
 from expediter.web.context import Context
 from expediter.web.http import JSON, Call, Reply, to_json, whole_number
@@ -206,6 +207,7 @@ OPERATIONS = (
     Operation(
         paths=both(),
         handler=list_orders,
+        scope=Scope.ORDERS_READ,
         summary="List orders",
         answers={200: OrderList},
         parameters=_PAGING,

@@ -11,6 +11,7 @@ from expediter.errors import CallbackRefused, Conflict, ExpediterError, OrderNot
 from expediter.orders.commands import HearDispute, HearGateway
 from expediter.orders.documents import RefundDocument, refund_document
 from expediter.orders.order import is_order_id
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Applied, Replayed, Request
 from expediter.web.api.orders import kept, path_order_id, require_json
 from expediter.web.context import Context
@@ -191,6 +192,7 @@ OPERATIONS = (
         method="POST",
         paths=both("/{order_id}/refunds"),
         handler=refund_payment,
+        scope=Scope.ORDERS_WRITE,
         summary="Refund a part or all of an order",
         tag="payments",
         answers={201: RefundDocument, 202: RefundDocument},
@@ -202,6 +204,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}/refunds"),
         handler=list_refunds,
+        scope=Scope.ORDERS_READ,
         summary="An order's refunds",
         tag="payments",
         answers={200: Refunds},
@@ -210,6 +213,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/payments/callback",),
         handler=payment_callback,
+        scope=None,
         summary="Hear from the payment gateway",
         tag="payments",
         answers={204: None},
@@ -226,6 +230,7 @@ OPERATIONS = (
         method="POST",
         paths=("/api/v1/payments/stripe",),
         handler=stripe_callback,
+        scope=None,
         summary="Hear from Stripe",
         tag="payments",
         answers={204: None},

@@ -12,6 +12,7 @@ from expediter.orders.documents import seconds, timestamp
 from expediter.orders.order import MICROSECONDS, NEVER, Attempt, Job, JobKind, Order, PaymentStatus, Status
 from expediter.orders.resilience import GATEWAY_KINDS, Breaker
 from expediter.store.rows import COMPLETED, COMPLETED_TOTAL, COMPLETED_WORK, count_of
+from expediter.store.scopes import Scope
 from expediter.web.api.orders import path_order_id
 from expediter.web.context import Context
 from expediter.web.http import Call, Reply, json_reply
@@ -263,6 +264,7 @@ OPERATIONS = (
     Operation(
         paths=both("/metrics"),
         handler=order_metrics,
+        scope=Scope.ORDERS_READ,
         summary="Counts and averages",
         tag="progress",
         answers={200: Metrics},
@@ -272,6 +274,7 @@ OPERATIONS = (
     Operation(
         paths=both("/status"),
         handler=queue_status,
+        scope=Scope.ORDERS_READ,
         summary="The state of the queue",
         tag="progress",
         answers={200: Queue},
@@ -280,6 +283,7 @@ OPERATIONS = (
     Operation(
         paths=both("/{order_id}/explain"),
         handler=explain_order,
+        scope=Scope.ORDERS_READ,
         summary="Why an order is where it is",
         tag="progress",
         answers={200: Explanation},

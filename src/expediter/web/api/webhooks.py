@@ -16,6 +16,7 @@ from expediter.orders.events import EVENT_TYPES, types_named
 from expediter.orders.order import MICROSECONDS
 from expediter.store.deliveries import STATUSES, Delivery, History, told_from
 from expediter.store.feed import Cursor
+from expediter.store.scopes import Scope
 from expediter.store.submissions import Answer, Replayed
 from expediter.store.webhooks import Endpoint, Standing, Tried
 from expediter.web.api.orders import no_body, require_json
@@ -332,6 +333,7 @@ def _operation(
         method=method,
         paths=(f"/api/v1/webhooks{rest}",),
         handler=handler,
+        scope=Scope.WEBHOOKS,
         summary=summary,
         tag="webhooks",
         answers=answers,
@@ -352,6 +354,7 @@ OPERATIONS = (
     Operation(
         paths=("/api/v1/webhooks/{webhook_id}/deliveries",),
         handler=list_deliveries,
+        scope=Scope.WEBHOOKS,
         summary="What became of events",
         tag="webhooks",
         answers={200: DeliveryList},

@@ -18,8 +18,10 @@ import msgspec
 from expediter.errors import BadRequest, ExpediterError
 from expediter.orders.documents import timestamp
 from expediter.orders.order import Attempt, PaymentOutcome
+from expediter.store.keys import KeyRing
 from expediter.store.queries import Queries
 from expediter.store.submissions import PageQuery
+from expediter.web.access import identify
 from expediter.web.api.pages import LIST_PARAMETERS, OFFSET_MAX, PAGE_SIZE_MAX, page_query
 from expediter.web.compat.dialect import Dialect, Kind, Refusals
 from expediter.web.faults import VALUES_MAX, each_once, refuse_constant
@@ -78,20 +80,26 @@ _read_once = partial(
 class Translation:
     """An application before the service's own, for the clients that its dialect is of."""
 
-    def __init__(self, app: App, dialect: Dialect, queries: Queries) -> None:
-        """Pass requests on to `app` as it understands them, and its answers back as their clients do."""
+    def __init__(self, app: App, dialect: Dialect, queries: Queries, ring: KeyRing) -> None:
+        """Pass requests on to `app` as it understands them, and its answers back as their clients do.
+
+        Of a stranger to `ring` it reads no body: he is refused without it.
+        """
         self._app = app
         self._dialect = dialect
         self._queries = queries
+        self._ring = ring
 
     def __call__(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Translate a request and its answer, where the dialect has something to say of them."""
+        if self._ring.asks:
+            identify(call, self._ring)
         kind = self._kind(call)
         return self._app(call) if kind is None else self._translated(kind, call)
 
     async def _translated(self, kind: Kind, call: Call) -> Reply:
         call.through = self._dialect.through
-        if kind in (Kind.PLACE, Kind.CHANGE):
+        if kind in (Kind.PLACE, Kind.CHANGE) and call.stranger is None:
             await self._translate_body(call)
         everything = self._translate_query(kind, call)
         return await self._answer(kind, call, everything, await answered(self._app(call)))
