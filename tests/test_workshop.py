@@ -27,6 +27,7 @@ LOCKS = (
     "requirements-dev.txt",
     "bench/requirements.txt",
     "tests/clients/requirements.txt",
+    "tests/audit/requirements.txt",
 )
 
 #: An address, a path, a direct reference, or an option that says where packages come from.
@@ -71,7 +72,7 @@ def project() -> dict[str, list[str]]:
             f"{folder}/requirements.txt": [
                 line for line in read(f"{folder}/requirements.in").splitlines() if line[0] != "#"
             ]
-            for folder in ("bench", "tests/clients")
+            for folder in ("bench", "tests/clients", "tests/audit")
         },
     }
 
