@@ -143,6 +143,7 @@ BODIES = st.one_of(
     st.binary(max_size=60),
     VALUES.map(written),
     st.dictionaries(NAMES, VALUES, max_size=6).map(written),
+    orders().map(written),
     spoilt(st.one_of(orders().map(written), VALUES.map(written))),
 )
 
@@ -180,7 +181,8 @@ def test_a_body_becomes_a_command_or_a_refusal(body: bytes) -> None:
         check_refusal(error, body)
         return
     event("accepted")
-    texts = [command.order_id, command.customer_name, command.metadata, command.payment_token, command.customer_id]
+    texts = [command.order_id, command.customer_name, command.payment_token, command.customer_id]
+    texts += [text for entry in json.loads(command.metadata).items() for text in entry]
     texts += [text for line in command.lines for text in (line.name, line.item_id)]
     for text in texts:
         if isinstance(text, str):
