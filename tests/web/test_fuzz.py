@@ -172,6 +172,8 @@ def check_refusal(error: ExpediterError, body: bytes) -> None:
 @given(BODIES)
 @example(b'{"customer_id": 1, "items": [{"name": "a", "quantity": 1, "price": 1e999999}]}')
 @example(b'{"metadata": {"\\ud800": {}}}')
+@example(b'{"customer_id": 1, "items": [{"name": "a", "quantity": 1}], "metadata": {"a": "\\u0000"}}')
+@example(b'{"customer_id": 1, "items": [{"name": "a", "quantity": 1}], "payment_token": "\\ud800"}')
 def test_a_body_becomes_a_command_or_a_refusal(body: bytes) -> None:
     """Nothing else is raised; what is accepted has no text that a database cannot hold."""
     try:
