@@ -22,6 +22,8 @@ CLIENTS_PYTHON := .clients/python/.lock
 CLIENTS_NODE := .clients/node/.lock
 # And so does a server that answers like Stripe.
 LOCALSTRIPE := .localstripe/.lock
+# And so does what looks up known weaknesses.
+AUDIT := .audit/.lock
 
 define FIND_PYTHON
 	for python in python3.11 python3 python3.12 python3.13; do \
@@ -89,6 +91,21 @@ lint: $(DEV_LOCK) $(PROJECT) ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The database of known weaknesses is elsewhere, so this is no part of `make lint`, which needs no network.
+.PHONY: audit
+audit: $(AUDIT) ## Look up whether a library that is served has a known weakness (needs a network)
+	@said=$$(.audit/bin/pip-audit --requirement requirements.txt --require-hashes --disable-pip \
+	    --progress-spinner off 2>&1); status=$$?; \
+	case "$$said" in *requests.exceptions.*) \
+	    echo "make audit has looked up nothing: the database of known weaknesses cannot be reached from here" >&2; \
+	    exit 2;; esac; \
+	echo "$$said"; exit $$status
+
+# Each round has other inputs than the one before.
+.PHONY: fuzz
+fuzz: $(DEV_LOCK) $(PROJECT) ## Read random orders and requests until one is neither taken nor refused (stop it with Ctrl-C)
+	@while EXPEDITER_FUZZ=20000 $(BIN)/python -m pytest -q -n0 tests/web/test_fuzz.py $(ARGS); do :; done; exit 1
+
 .PHONY: format
 format: $(DEV_LOCK) ## Repair style and format where a machine can
 	$(BIN)/ruff check --fix-only
@@ -146,6 +163,7 @@ lock: ## Renew the locked requirements (needs uv and npm)
 	@$(call LOCK,pyproject.toml --extra dev --constraints requirements.txt,requirements-dev.txt)
 	@$(call LOCK,bench/requirements.in --no-annotate --constraints requirements-dev.txt,bench/requirements.txt)
 	@$(call LOCK,tests/clients/requirements.in --no-annotate,tests/clients/requirements.txt)
+	@$(call LOCK,tests/audit/requirements.in --no-annotate,tests/audit/requirements.txt)
 	@$(call LOCK,tests/payments/localstripe/requirements.in --no-annotate,tests/payments/localstripe/requirements.txt)
 	@$(call LOCK_NODE,tests/clients)
 	@$(call LOCK_NODE,bench/baselines/fastify)
@@ -153,7 +171,7 @@ lock: ## Renew the locked requirements (needs uv and npm)
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the builds; databases stay
-	rm -rf .venv .venv-bench .clients .localstripe .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-bench .clients .localstripe .audit .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	rm -rf $(dir $(BENCH_GO)) $(dir $(BENCH_NODE))
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -204,6 +222,11 @@ $(CLIENTS_PYTHON): tests/clients/requirements.txt $(VENV)
 $(LOCALSTRIPE): tests/payments/localstripe/requirements.txt $(VENV)
 	$(BIN)/python -m venv --clear .localstripe
 	.localstripe/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(AUDIT): tests/audit/requirements.txt $(VENV)
+	$(BIN)/python -m venv --clear .audit
+	.audit/bin/python -m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # Scripts of the packages are not run: what is needed here needs none.

@@ -27,6 +27,7 @@ LOCKS = (
     "requirements-dev.txt",
     "bench/requirements.txt",
     "tests/clients/requirements.txt",
+    "tests/audit/requirements.txt",
 )
 
 #: An address, a path, a direct reference, or an option that says where packages come from.
@@ -71,7 +72,7 @@ def project() -> dict[str, list[str]]:
             f"{folder}/requirements.txt": [
                 line for line in read(f"{folder}/requirements.in").splitlines() if line[0] != "#"
             ]
-            for folder in ("bench", "tests/clients")
+            for folder in ("bench", "tests/clients", "tests/audit")
         },
     }
 
@@ -92,7 +93,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "bench" / "README.md"]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 SETTINGS = {name.upper() for name in Settings.model_fields}
 

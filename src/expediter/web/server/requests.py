@@ -17,6 +17,7 @@ from expediter.web.server.addresses import Proxies, came_by_https
 #: What a connection is in the middle of reading.
 NOTHING, HEADERS, BODY = range(3)
 
+_FOREIGN = refusals.FOREIGN
 _LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -55,11 +56,10 @@ class Requests:
         self._dropped_bytes = 0
         #: Whether the newest asks to go on with another protocol.
         self._upgrading = False
-        #: What came before, while headers are not all there; whether that begins where a request does, and how
-        #: many had begun by then.
+        #: What came before, while headers are not all there; and how many requests had begun before that. None: it
+        #: does not begin where a request does.
         self._kept = b""
-        self._from_beginning = True
-        self._begun_before = 0
+        self._begun_before: int | None = 0
         #: What is looked at, if the name of another protocol is in it.
         self._foreign = b""
 
@@ -75,18 +75,21 @@ class Requests:
         """Read on."""
         self._looked = len(data)
         self._between_bytes += self._looked
-        if self.reading != HEADERS:
-            self._from_beginning = self.reading == NOTHING
+        seen = data
+        if self.reading == NOTHING:
             self._begun_before = self.begun
-        seen = self._kept + data if self._kept else data
-        self._foreign = seen if refusals.FOREIGN in data or (self._kept and refusals.FOREIGN in seen) else b""
-        self._kept = b""
+        elif self.reading == BODY:
+            self._begun_before = None
+        elif self._kept:
+            seen = self._kept + data
+            self._kept = b""
+        self._foreign = seen if _FOREIGN in seen else b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self.break_off(refusals.misread(error, seen if self._from_beginning else b""))
+            self.break_off(refusals.misread(error, seen if self._begun_before is not None else b""))
         else:
             if self.reading == HEADERS:
                 self._kept = seen
@@ -184,9 +187,9 @@ class Requests:
     def _is_foreign(self) -> bool:
         """Return whether the newest request names another protocol, which the parser passes over."""
         line = self._foreign
-        if self._from_beginning:
+        if self._begun_before is not None:
             line = refusals.behind_whole(line, self.begun - self._begun_before - 1).lstrip().partition(b"\n")[0]
-        named = rb"%b +%b +%b" % (self._parser.get_method(), re.escape(self._target), refusals.FOREIGN)
+        named = rb"%b +%b +%b" % (self._parser.get_method(), re.escape(self._target), _FOREIGN)
         return re.search(named, line) is not None
 
     def on_body(self, data: bytes) -> None:
