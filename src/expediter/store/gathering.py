@@ -25,8 +25,8 @@ ADMIT_SECONDS_MAX = 5.0
 STANDING_SECONDS_MAX = 0.25
 #: Transactions whose worth of requests may always wait: less is no queue, however slow the database is.
 STANDING_BATCHES = 2
-#: Seconds that it may be where many come at once, and for how long: a burst is let in, and what goes on coming faster
-#: than it can be stored is not.
+#: Seconds that it may be where many come at once, and for how long: a burst is let in, and what goes on coming too
+#: fast is not.
 BURST_WAIT_SECONDS_MAX = 1.0
 BURST_SECONDS_MAX = 0.5
 #: Seconds without a refusal after which many may come at once again.
