@@ -132,7 +132,7 @@ async def test_a_queue_of_large_orders_is_full_by_their_bytes(folder: Path) -> N
 
 def waiting(queue: Gathering, number: int) -> None:
     for _ in range(number):
-        queue.put([place("A")], math.inf, 0)
+        queue.put([place("A")], 0.0, math.inf, 0)
 
 
 async def test_a_standing_queue_refuses_and_a_burst_does_not() -> None:
