@@ -170,12 +170,12 @@ async def test_a_burst_that_would_wait_too_long_is_cut() -> None:
     waiting(queue, BATCH_REQUESTS_MAX)
     queue.take(now)
     queue.stored(now + 0.1)
-    waiting(queue, 4 * BATCH_REQUESTS_MAX)
+    waiting(queue, 8 * BATCH_REQUESTS_MAX)
     queue.admit(now + 60.0)  # the time in which nothing was under way does not count
     queue.take(now + 60.0)
     queue.admit(now + 60.1)
     with pytest.raises(Overloaded):  # the batch under way takes far longer than the last one did
-        queue.admit(now + 61.0)
+        queue.admit(now + 60.4)
     with pytest.raises(Overloaded):
         queue.admit(now + 60.1)
 
