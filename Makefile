@@ -118,6 +118,7 @@ docs: $(DEV_LOCK) $(PROJECT) ## Draw in the documents what is drawn from the cod
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/settings.py
 	$(BIN)/python docs/events.py
+	$(BIN)/python docs/limits.py
 	$(BIN)/python docs/postman.py
 
 .PHONY: outage

@@ -4,7 +4,8 @@
 
 Starts a service of its own. Measures how many orders a second it stores with 64 busy clients, then sends `--times`
 as many at a constant rate, each at its own moment: an open loop, nobody waits for an answer to send the next. Then
-come half as many as it stores. Latency counts from when a request was due. Prints one line of JSON.
+come half as many as it stores. Latency counts from when a request was due; on a machine that others use, too, also
+since it was sent, and how many cores the service got. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ REQUEST = HEAD % len(BODY) + BODY
 
 
 class Answered(NamedTuple):
-    """One answer: when its request was due, how long it took, its status, and whether it has `Retry-After`."""
+    """One answer: when its request was due, the seconds from then and since it was sent, and what it says."""
 
     due: float
     seconds: float
+    since_sent: float
     status: int
     says_when: bool
 
@@ -58,14 +60,14 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
-        self._due = 0.0
+        self._due = self._sent = 0.0
         self._bytes = b""
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def send(self, due: float) -> None:
-        self._due = due
+        self._due, self._sent = due, time.perf_counter()
         self._transport.write(REQUEST)
 
     def data_received(self, data: bytes) -> None:
@@ -76,8 +78,9 @@ class Connection(asyncio.Protocol):
         low = head.lower()
         if len(body) >= int(low.partition(b"content-length:")[2].split(b"\r\n", 1)[0]):
             self._bytes = b""
-            seconds = time.perf_counter() - self._due
-            answer = Answered(self._due, seconds, int(head[9:12]), b"\r\nretry-after:" in low)
+            now = time.perf_counter()
+            status, says_when = int(head[9:12]), b"\r\nretry-after:" in low
+            answer = Answered(self._due, now - self._due, now - self._sent, status, says_when)
             self._crowd.answered(self, answer)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -170,9 +173,12 @@ async def measure(
     capacity = await crowd.stored_per_second(measure_seconds)
     placed = sum(answer.status == 201 for answer in crowd.answers)
     await crowd.connect(CONNECTIONS)
+    began, cpu = time.perf_counter(), _cpu_seconds(pid)
     answers = await crowd.at_a_rate(capacity * times, seconds)
     ended = time.perf_counter()
+    cores = (_cpu_seconds(pid) - cpu) / (ended - began)
     accepted = [answer.seconds for answer in answers if answer.status == 201]
+    since_sent = [answer.since_sent for answer in answers if answer.status == 201]
     refused = [answer for answer in answers if answer.status != 201]
     after = await crowd.at_a_rate(capacity / 2, after_seconds)
     late = [each.due - ended for each in after if each.status != 201 or each.seconds > NORMAL_SECONDS]
@@ -184,9 +190,11 @@ async def measure(
         "seconds": seconds,
         "accepted": len(accepted),
         "accepted_ms": quantiles(accepted),
+        "accepted_since_sent_ms": quantiles(since_sent),
         "refused": dict(Counter(answer.status for answer in refused)),
         "refused_ms": quantiles([each.seconds for each in refused]),
         "refused_without_retry_after": sum(not answer.says_when for answer in refused),
+        "cores_of_the_service": round(cores, 2),
         "connections_lost": crowd.lost,
         "acknowledged_and_lost": max(0, placed - stored),
         "normal_after_seconds": round(max(late, default=0.0), 2),
@@ -197,6 +205,11 @@ async def measure(
 def _orders(url: str) -> int:
     with urllib.request.urlopen(f"{url}/orders?limit=1", timeout=60) as answer:
         return int(json.load(answer)["total"])
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_rss_mb(pid: int) -> float:

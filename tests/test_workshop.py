@@ -270,6 +270,7 @@ BEHIND_LIMITS = {
     "page": ["web.api.pages.PAGE_SIZE_MAX"],
     "`offset`": ["web.api.pages.OFFSET_MAX"],
     "requests waiting to be stored": ["store.gathering.QUEUE_REQUESTS_MAX"],
+    "wrong admin passwords": ["web.limits.WRONG_SECRETS_MAX"],
     "documents on one page": ["store.queries.PAGE_BYTES_MAX"],
     "rows in a batch; one row of NDJSON": ["web.api.batch.ROWS_MAX", "web.api.batch.BODY_BYTES_MAX"],
     "errors listed in one refusal": ["errors.FAULTS_MAX"],
@@ -291,6 +292,17 @@ def test_the_limits_of_callers_are_those_of_the_code() -> None:
         constants = [place.rpartition(".") for place in places]
         values = [getattr(importlib.import_module(f"expediter.{module}"), name) for module, _, name in constants]
         assert shown[: len(values)] == values, what
+
+
+def test_every_limit_is_in_a_table() -> None:
+    """Each constant that ends in _MAX has its row in docs/operations.md; `make docs` writes what lacks one."""
+    script = drawing("limits")
+    text = script.DOCUMENT.read_text(encoding="utf-8")
+    assert script.BEGIN + script.written(text) + script.END in text, "run make docs"
+    places = dict(script.limits())
+    assert len(places) > 100
+    assert all(f"| `{place}` |" in text for place in places)
+    assert not [place for place, comment in places.items() if not comment], "a limit has no comment"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

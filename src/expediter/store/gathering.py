@@ -19,14 +19,15 @@ HALVINGS_MAX = 8
 #: Requests that may wait for their transaction, and the bytes of their bodies; one more is refused (Overloaded).
 QUEUE_REQUESTS_MAX = 10_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
-#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before; one
-#: that would have to wait longer is refused at once.
+#: Seconds after which a request is refused that still waits for its transaction, and was not accepted before.
 ADMIT_SECONDS_MAX = 5.0
 #: Seconds that a newcomer may have to wait behind a queue that does not get shorter.
 STANDING_SECONDS_MAX = 0.25
 #: Transactions whose worth of requests may always wait: less is no queue, however slow the database is.
 STANDING_BATCHES = 2
-#: Seconds for which it may be more: many that come at once are let in, more than can be stored are not.
+#: Seconds that it may be where many come at once, and for how long: a burst is let in, and what goes on coming too
+#: fast is not.
+BURST_WAIT_SECONDS_MAX = 1.0
 BURST_SECONDS_MAX = 0.5
 #: Seconds without a refusal after which many may come at once again.
 CALM_SECONDS = 5.0
@@ -117,7 +118,7 @@ class Gathering:
             return
         self._long_since = min(self._long_since, now)
         burst = now >= self._calm_at and now - self._long_since < BURST_SECONDS_MAX
-        if not burst or seconds > ADMIT_SECONDS_MAX:
+        if not burst or seconds > BURST_WAIT_SECONDS_MAX:
             self._calm_at = now + CALM_SECONDS
             raise Overloaded(f"{self._requests} requests wait to be stored, for {seconds:.1f} s; try again")
 

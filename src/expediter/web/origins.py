@@ -12,7 +12,10 @@ PREFLIGHT_SECONDS = 600
 
 _METHODS = ("GET", "POST", "PATCH", "DELETE")
 #: What a page on another origin may read of an answer, besides its body.
-_EXPOSED = b"ETag, Location, Retry-After, Idempotency-Replayed, X-Request-ID, WWW-Authenticate"
+_EXPOSED = (
+    b"ETag, Location, Retry-After, RateLimit, RateLimit-Policy, "
+    b"Idempotency-Replayed, X-Request-ID, WWW-Authenticate"
+)
 #: What the answer to a preflight depends on.
 _ASKED = b", ".join(
     [b"Origin", *(b"Access-Control-Request-" + each for each in (b"Method", b"Headers", b"Private-Network"))]
