@@ -34,6 +34,20 @@ async def test_what_is_asked_during_a_round_makes_the_next() -> None:
     assert rounds == [[1], [2, 3, 4], [5]]
 
 
+async def test_what_is_large_together_is_not_asked_for_together() -> None:
+    """A round takes as many as fit by their size, in their order; one that is too large has a round to itself."""
+    rounds: list[list[int]] = []
+
+    async def work(items: Sequence[int]) -> list[int]:
+        rounds.append(list(items))
+        return await doubled(items)
+
+    gatherer = Gatherer(work, items_max=4, size=lambda item: item, size_max=10)
+    items = (4, 6, 1, 25, 3, 1, 1, 1, 1)
+    assert await asyncio.gather(*map(gatherer.ask, items)) == [2 * item for item in items]
+    assert rounds == [[4, 6], [1], [25], [3, 1, 1, 1], [1]]
+
+
 async def test_whoever_asks_as_a_round_ends_is_answered() -> None:
     """A call that comes in the very moment in which the last round is over begins another one."""
     gatherer = Gatherer(doubled, items_max=10)

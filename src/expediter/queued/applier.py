@@ -37,6 +37,7 @@ from expediter.orders.order import MICROSECONDS
 from expediter.queued.message import QueuedCommand, pack, unpack
 from expediter.queued.temporary import Settled, TemporaryOrders
 from expediter.store.committer import Committer
+from expediter.store.gathering import BATCH_REQUESTS_MAX
 from expediter.store.submissions import Outcome, Replayed, Request
 
 #: Messages taken at once, and how many take them side by side: one round is stored while the next one is read.
@@ -176,32 +177,35 @@ class Applier:
                 return False
 
     async def _submit(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Store requests, each for as long as the database is away; one at which it alone fails has failed."""
+        """Store requests, for as long as the database is away; one at which it alone fails has failed."""
         outcomes: dict[int, Outcome] = {}
-        waiting = list(range(len(requests)))
+        waiting, failed = list(range(len(requests))), False
         pauses, doubts = Pauses(PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX), 0
-        failed: dict[int, Unavailable] = {}
         while waiting:
-            # What fails while the database works may only have had a neighbour that does: then by itself.
-            alone, before = doubts > 1, failed
-            asking = [self._committer.submit_patiently((requests[each],), alone=alone) for each in waiting]
-            answers = await asyncio.gather(*asking, return_exceptions=True)
-            failed = {}
-            for each, answer in zip(waiting, answers, strict=True):
+            # What fails may only have had a neighbour that does: then by itself, and in the end all alone.
+            size, alone = 1 if failed else BATCH_REQUESTS_MAX, doubts > 1
+            parts = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+            asking = ([requests[each] for each in part] for part in parts)
+            submitting = (self._committer.submit_patiently(asked, alone=alone) for asked in asking)
+            answers = await asyncio.gather(*submitting, return_exceptions=True)
+            away: dict[int, Unavailable] = {}
+            for part, answer in zip(parts, answers, strict=True):
                 if isinstance(answer, Unavailable):
-                    failed[each] = answer
+                    away |= dict.fromkeys(part, answer)
+                elif isinstance(answer, BaseException):
+                    outcomes |= dict.fromkeys(part, _failure(answer))
                 else:
-                    outcomes[each] = _failure(answer) if isinstance(answer, BaseException) else answer[0]
-            if failed:
-                if not before:
-                    log.info("queued commands wait for the database", error=str(next(iter(failed.values()))))
+                    outcomes |= zip(part, answer, strict=True)
+            if away:
+                if not failed:
+                    log.info("queued commands wait for the database", error=str(next(iter(away.values()))))
                 # Until the drain is over: then the task is cancelled and the broker keeps them.
                 await asyncio.sleep(pauses.next())
                 doubts = doubts + 1 if await self._committer.trouble() is None else 0
                 if alone and doubts:
                     why = "the database fails at it, and at nothing else:"
-                    outcomes |= {each: RequestFailed(f"{why} {error}") for each, error in failed.items()}
-            waiting = [each for each in failed if each not in outcomes]
+                    outcomes |= {each: RequestFailed(f"{why} {error}") for each, error in away.items()}
+            waiting, failed = [each for each in away if each not in outcomes], True
         return [outcomes[each] for each in range(len(requests))]
 
     async def _settled(self, command: QueuedCommand, outcome: Outcome, again: bool) -> Settled | None:

@@ -25,6 +25,7 @@ from expediter.errors import (
     BrokerUnavailable,
     CommitUncertain,
     DuplicateOrder,
+    ExpediterError,
     NotYetApplied,
     OrderNotFound,
     Overloaded,
@@ -236,11 +237,11 @@ class QueuedIntake:
             if sent is None:
                 raise
             if request.key is None:  # with a key, what others were answered counts
-                await self._withdraw(sent)
+                await self._withdraw(Settled(sent, "gone"))
             both = f"{away} The broker cannot take it either, or did not say so; it may yet be stored."
             raise CommitUncertain(both) from away
         if sent is not None:
-            await self._withdraw(sent)
+            await self._withdraw(Settled(sent, "gone" if isinstance(outcome, ExpediterError) else "stored"))
         if isinstance(outcome, OrderNotFound):
             await self._queries.order(outcome.order_id)  # raises unless it was accepted and is not stored
         if isinstance(outcome, (NotYetApplied, OrderNotFound)):
@@ -249,10 +250,10 @@ class QueuedIntake:
             return replace(outcome, answer=None)
         return outcome
 
-    async def _withdraw(self, sent: QueuedCommand) -> None:
-        self._remembered.forget(sent.token)
+    async def _withdraw(self, settled: Settled) -> None:
+        self._remembered.forget(settled.command.token)
         try:
-            await self._temporary.settle([Settled(sent, "gone")])
+            await self._temporary.settle([settled])
         except RedisUnavailable:
             log.warning("a command that was stored directly stays visible: Redis cannot be reached")
 
