@@ -72,7 +72,9 @@ def test_by_default_only_this_machine_is_listened_to(idle_service: Serving) -> N
 
 async def test_a_bug_shows_its_request_id_and_nothing_else() -> None:
     """An error that nobody foresaw, here of a service without a database, is a 500 that tells nothing of it."""
-    app = create_app(cast(Context, SimpleNamespace(settings=load_settings(), draining=False)))
+    app = create_app(
+        cast(Context, SimpleNamespace(settings=load_settings(), draining=False, ring=SimpleNamespace(asks=False)))
+    )
     for method, target in (("GET", b"/orders"), ("GET", b"/orders/a"), ("POST", b"/orders/a/cancel")):
         call = Call(method, target, [], Body())
         reply = await answered(app(call))

@@ -27,7 +27,7 @@ _BASIC_CHALLENGE = 'Basic realm="expediter admin"'
 _NO_KEY = "Give an API key, as Authorization: Bearer, or in X-API-Key"
 _NO_KEY_HERE = "This is no API key: one is exp_ and 64 hexadecimal digits, and a request has one"
 _WRONG_KEY = "This API key is unknown, revoked or over"
-_NO_PASSWORD = "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body"
+_ASK_ADMIN = "Give the admin password in X-Admin-Password, by HTTP Basic, or as admin_password in the body"
 
 
 def identify(call: Call, ring: KeyRing) -> None:
@@ -110,10 +110,10 @@ def admit(call: Call, context: Context, in_body: str | None) -> None:
     if given:  # who sends none has not guessed
         context.secrets.wrong_secret(call)
     ways = [_BASIC_CHALLENGE] if password else []
-    said = _NO_PASSWORD if password else _NO_KEY
+    said = _ASK_ADMIN if password else _NO_KEY
     if context.ring.asks:
         ways.append(_BEARER_CHALLENGE)
-        said = f"{_NO_PASSWORD}; or an API key for {Scope.ADMIN}" if password else said
+        said = f"{_ASK_ADMIN}; or an API key for {Scope.ADMIN}" if password else said
     refuse(call, Unauthorized(said, guessed=bool(given), challenge=", ".join(ways)))
 
 
