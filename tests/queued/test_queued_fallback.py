@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from auditing import rows, wait_until
-from queueing import BURGER, Doors, order
+from queueing import BURGER, PEN, Doors, order
 from servers import DurableRedisServer, PostgresServer, RabbitServer, RedisServer
 from storing import Place
 
@@ -164,3 +166,45 @@ def test_without_redis_orders_are_stored_directly(
         wait_until(lambda: health(one, "queue")["status"] == "ok")
         assert one.post("/orders", json=order()).status_code == 202
         assert doors.states(waiting) == {"pending"}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_key_whose_answer_cannot_be_asked_for_loses_no_accepted_order(
+    folder: Path, mortal_redis: DurableRedisServer, same: bool
+) -> None:
+    """Redis hangs between two requests with one key: the same is one order, and of two different none is lost."""
+    key = {"Idempotency-Key": "once"}
+    with ExitStack() as stack:
+        doors = Doors(folder, stack, mortal_redis.new_database(), None)
+        one, two = doors.clients
+        first = one.post("/orders", json=order(None, BURGER), headers=key)
+        assert first.status_code == 202
+        with mortal_redis.frozen():
+            second = two.post("/orders", json=order(None, BURGER if same else PEN), headers=key)
+            assert second.is_success, second.text
+        ids = {answer.json()["order_id"] for answer in (first, second)}
+        assert len(ids) == (1 if same else 2)
+        with doors.worker():
+            for order_id in ids:
+                doors.until(order_id, "completed")
+        again = one.post("/orders", json=order(None, BURGER), headers=key)
+        assert again.status_code == (second.status_code if same else 422)
+        assert sorted(ids) == sorted(row[0] for row in rows(folder, "SELECT order_id FROM orders"))
+
+
+def test_a_key_whose_time_is_over_makes_another_order(folder: Path, redis_server: RedisServer) -> None:
+    """The id of a queued order comes from its key; the same request after the key's time gets an id of its own."""
+    key = {"Idempotency-Key": "again"}
+    with ExitStack() as stack:
+        doors = Doors(folder, stack, redis_server.new_database(), None)
+        first = doors.clients[0].post("/orders", json=order(None, BURGER), headers=key)
+        with doors.worker():
+            doors.until(first.json()["order_id"], "completed")
+        with closing(sqlite3.connect(folder / "orders.db", timeout=30)) as raw, raw:
+            raw.execute("DELETE FROM idempotency_keys")
+        redis.Redis.from_url(doors.settings["REDIS_URL"]).delete("idempotency:again")
+        second = doors.clients[1].post("/orders", json=order(None, BURGER), headers=key)
+        assert second.status_code == 202
+        assert second.json()["order_id"] != first.json()["order_id"]
+        with doors.worker():
+            doors.until(second.json()["order_id"], "completed")

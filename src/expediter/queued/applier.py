@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
+from msgspec.structs import replace
 
 from expediter.backends.brokers import Broker, Topic
 from expediter.backends.points import reach
@@ -34,7 +35,7 @@ from expediter.errors import (
 )
 from expediter.orders.commands import DeleteOrder, PlaceOrder
 from expediter.orders.order import MICROSECONDS
-from expediter.queued.message import QueuedCommand, pack, unpack
+from expediter.queued.message import QueuedCommand, own_key, pack, unpack
 from expediter.queued.temporary import Settled, TemporaryOrders
 from expediter.store.committer import Committer
 from expediter.store.gathering import BATCH_REQUESTS_MAX
@@ -223,6 +224,10 @@ class Applier:
             made = outcome.answer.headers.get("location", "")  # a key of the command's own has none
             if made and made.rpartition("/")[2] != command.order_id:
                 return Settled(command, error=f"This Idempotency-Key made another order before: {made}")
+        if isinstance(outcome, IdempotencyMismatch) and isinstance(command.command, PlaceOrder):
+            # Another request with its key was stored directly while Redis could not say that this one waits. This
+            # was accepted all the same, and is stored without that key.
+            (outcome,) = await self._submit([replace(command.request(waits=False), key=own_key(command.token))])
         # A fresh id is its own: whatever order has it is the same one, stored before.
         fresh = isinstance(command.command, PlaceOrder) and command.command.fresh
         if not isinstance(outcome, ExpediterError) or (fresh and isinstance(outcome, DuplicateOrder)):

@@ -34,8 +34,7 @@ from expediter.errors import (
 from expediter.orders.commands import Command, PlaceOrder
 from expediter.orders.decisions import decide
 from expediter.orders.documents import order_document
-from expediter.orders.order import MICROSECONDS
-from expediter.queued.message import QueuedCommand, join, pack
+from expediter.queued.message import QueuedCommand, join, own_key, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
@@ -55,8 +54,6 @@ WAITING_BYTES_MAX = 64 * 1024 * 1024
 CHANGES_MAX = 100
 #: Seconds that the database may take to say what it knows of an order; beyond that it is accepted unjudged.
 JUDGE_SECONDS = 2.0
-#: How long a command of no caller's key is known by its token, in microseconds.
-TOKEN_KEEP = 86_400 * MICROSECONDS
 #: Bytes of accepted commands that a process remembers until they are settled, and what each costs beside its text,
 #: about; Redis and the broker alone have older ones.
 REMEMBERED_BYTES_MAX = 64 * 1024 * 1024
@@ -153,7 +150,7 @@ class QueuedIntake:
                 token=token,
                 command=command,  # type: ignore[arg-type]
                 accepted_at=now,
-                key=key or (None if fresh else IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP)),
+                key=key or (None if fresh else own_key(token)),
                 answer=answer if key else None,
                 behind=() if placing else found.waiting,
                 placed=not placing and found.pending is not None,

@@ -15,7 +15,11 @@ from expediter.orders.commands import (
     ReportFulfilment,
     RetryOrder,
 )
+from expediter.orders.order import MICROSECONDS
 from expediter.store.submissions import Answer, IdempotencyKey, Request
+
+#: How long a command of no caller's key is known by its token, in microseconds.
+TOKEN_KEEP = 86_400 * MICROSECONDS
 
 
 class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +67,11 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def _word(self, applied: object) -> Answer:
         return self.answer or Answer(202, {}, "")
+
+
+def own_key(token: str) -> IdempotencyKey:
+    """Return the key under which the database knows a command that no client's key stands for."""
+    return IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP)
 
 
 _encode = msgspec.json.Encoder().encode

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 import uuid_utils
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from expediter.backends.cache import Entry
-from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
+from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
 from expediter.orders.commands import (
     CancelOrder,
     ChangeStatus,
     Command,
     DeleteOrder,
+    PlaceOrder,
     ReportFulfilment,
     RetryOrder,
 )
@@ -25,7 +28,7 @@ from expediter.orders.documents import EventDocument, OrderDocument, event_docum
 from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
 from expediter.store.scopes import Scope
-from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
+from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import (
     ANSWER_SECONDS_MAX,
@@ -128,11 +131,32 @@ async def create_order(call: Call, context: Context) -> Reply:
         currency=context.settings.default_currency,
         stages=context.settings.stages,
     )
-    short = call.short
     key = call.idempotency_key(command, context.keep)
+    if key is not None and command.fresh and context.intake is not None:
+        try:
+            again = structs.replace(command, order_id=order_id_of(key), fresh=False)
+            return await _place(call, context, again, key, len(body))
+        except DuplicateOrder:
+            pass  # made under this key when it was kept before
+    return await _place(call, context, command, key, len(body))
+
+
+def order_id_of(key: IdempotencyKey) -> str:
+    """Return the id of an order that a queued request with this key places: the same, whoever is asked again.
+
+    While Redis cannot say what the key was answered, the request is stored directly: then it is the same order.
+    """
+    digest = hashlib.sha256(f"{key.key}\n{key.fingerprint}".encode()).digest()
+    return f"ORD-{uuid.UUID(bytes=digest[:16], version=4).hex}"
+
+
+async def _place(
+    call: Call, context: Context, command: PlaceOrder, key: IdempotencyKey | None, body_bytes: int
+) -> Reply:
+    short = call.short
     word = partial(_answer, _placed_reply, short) if key else None
     queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=True)
-    applied, reply = await carry_out(context, Request(command, key, word), queued, len(body))
+    applied, reply = await carry_out(context, Request(command, key, word), queued, body_bytes)
     if reply is not None:
         return reply
     assert applied is not None
