@@ -25,10 +25,9 @@ ADMIT_SECONDS_MAX = 5.0
 STANDING_SECONDS_MAX = 0.25
 #: Transactions whose worth of requests may always wait: less is no queue, however slow the database is.
 STANDING_BATCHES = 2
-#: Seconds that it may be where many come at once, and for how long: a burst is let in, and what goes on coming too
-#: fast is not.
-BURST_WAIT_SECONDS_MAX = 1.0
-BURST_SECONDS_MAX = 0.5
+#: Seconds for which many may come at once, and wait for as long as anybody may (ADMIT_SECONDS_MAX): ten thousand
+#: clients with an order each are let in. What goes on coming too fast is not.
+BURST_SECONDS_MAX = 10.0
 #: Seconds without a refusal after which many may come at once again.
 CALM_SECONDS = 5.0
 _STANDING_REQUESTS = STANDING_BATCHES * BATCH_REQUESTS_MAX
@@ -118,7 +117,7 @@ class Gathering:
             return
         self._long_since = min(self._long_since, now)
         burst = now >= self._calm_at and now - self._long_since < BURST_SECONDS_MAX
-        if not burst or seconds > BURST_WAIT_SECONDS_MAX:
+        if not burst or seconds > ADMIT_SECONDS_MAX:
             self._calm_at = now + CALM_SECONDS
             raise Overloaded(f"{self._requests} requests wait to be stored, for {seconds:.1f} s; try again")
 
