@@ -106,7 +106,7 @@ def test_a_restart_renews_every_process_and_fails_no_request(folder: Path) -> No
 def test_new_processes_read_the_settings_anew(folder: Path) -> None:
     """What `.env` says by the time of the restart counts; a setting that is wrong leaves the old ones at work."""
     (folder / ".env").write_text("LOG_FORMAT=text\n")
-    with Up(folder, **SETTINGS) as service:
+    with Up(folder, **SETTINGS, LOG_FORMAT="") as service:
         before = numbers(service)
         (folder / ".env").write_text("LEASE_TIME=x\nPAYMENT_RETRY_ATTEMPTS=none\n")
         ended = restarted(service)

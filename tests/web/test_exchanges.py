@@ -17,8 +17,8 @@ from wire import connect
 
 #: Bytes of the longest exchange that is cut at each of them.
 CUT_BYTES_MAX = 600
-#: Connections that are open at once while exchanges are cut.
-CUT_AT_ONCE = 200
+#: Connections that are open at once while exchanges are cut: all of their bodies have room (BODIES_BYTES_MAX).
+CUT_AT_ONCE = 60
 
 AS_HERE = """
     client_max_body_size 1m;

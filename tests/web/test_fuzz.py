@@ -21,6 +21,7 @@ from expediter.orders.commands import PlaceOrder
 from expediter.orders.money import format_minor
 from expediter.orders.order import Stages
 from expediter.web import payloads
+from expediter.web.http import Gathered
 from expediter.web.payloads import OrderBody, decode, place_order
 from expediter.web.problems import problem_reply, status_of
 from expediter.web.server.requests import Requests
@@ -275,7 +276,7 @@ class Said:
     """What a connection has understood: of each request the line, the headers, the body, and why it is refused."""
 
     def __init__(self, pieces: list[bytes]) -> None:
-        requests = Requests("127.0.0.1", lambda: None)
+        requests = Requests("127.0.0.1", lambda: None, Gathered())
         self.calls = []
         for piece in pieces:
             if requests.deaf:
