@@ -17,7 +17,10 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 def test_twice_the_orders_that_can_be_stored() -> None:
-    """Who is accepted is stored; all others are told when to come again; memory stays bounded."""
+    """Who is accepted is stored; all others are told when to come again; memory stays bounded.
+
+    So short a burst is let in where it would not wait for longer than anybody may.
+    """
     command = [
         sys.executable,
         str(BENCH / "overload.py"),
@@ -32,7 +35,7 @@ def test_twice_the_orders_that_can_be_stored() -> None:
     found = json.loads(ended.stdout)
     assert found["acknowledged_and_lost"] == found["connections_lost"] == 0, found
     assert found["accepted"] > 0, found
-    assert found["refused"].keys() == {"503"}, found
+    assert found["refused"].keys() <= {"503"}, found
     assert found["refused_without_retry_after"] == 0, found
     assert found["peak_rss_mb"] < 250, found
     # What waits for longer is refused; answering takes a moment on a slow machine.

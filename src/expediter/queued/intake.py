@@ -34,7 +34,7 @@ from expediter.errors import (
 from expediter.orders.commands import Command, PlaceOrder
 from expediter.orders.decisions import decide
 from expediter.orders.documents import order_document
-from expediter.queued.message import QueuedCommand, join, own_key, pack
+from expediter.queued.message import QueuedCommand, join, named_by_key, own_key, pack
 from expediter.queued.temporary import Accepted, Found, Kept, Settled, TemporaryOrders
 from expediter.store import lookups
 from expediter.store.committer import Committer
@@ -143,7 +143,14 @@ class QueuedIntake:
                 found = await self._temporary.find(command.order_id, key.key if key else "")
             if key is not None and (known := await self._answered(key, found.kept)):
                 return known
-            document = await self._judge(command, found, now)
+            command = named_by_key(command, key, self._temporary.incarnation)
+            try:
+                document = await self._judge(command, found, now)
+            except DuplicateOrder:
+                if command is request.command:
+                    raise
+                command = request.command  # made under this key when it was kept before
+                document = await self._judge(command, found, now)
             answer = word(document, 0 if placing else len(found.changes) + 1)
             token = uuid_utils.uuid7().hex
             sent = QueuedCommand(
@@ -225,11 +232,17 @@ class QueuedIntake:
             log.warning("commands are stored directly: broker or Redis cannot take them", error=str(error))
         self.failing = str(error)
         direct = request
-        if sent is not None:
+        if sent is None:
+            named = named_by_key(request.command, request.key, self._temporary.incarnation)
+            direct = replace(request, command=named)
+        else:
             direct = replace(sent.request(waits=True), with_lines=request.with_lines, incarnation=None)
             direct = replace(direct, answer=request.answer or direct.answer)
         try:
             outcome = await self._committer.submit(direct, body_bytes)
+            if isinstance(outcome, DuplicateOrder) and direct.command.order_id != request.command.order_id:
+                # It was made under this key when it was kept before.
+                outcome = await self._committer.submit(replace(direct, command=request.command), body_bytes)
         except Unavailable as away:
             if sent is None:
                 raise

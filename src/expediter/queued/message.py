@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Sequence
 
 import msgspec
@@ -9,6 +11,7 @@ import msgspec
 from expediter.orders.commands import (
     CancelOrder,
     ChangeStatus,
+    Command,
     DeleteOrder,
     PlaceOrder,
     RecordRefusal,
@@ -72,6 +75,19 @@ class QueuedCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 def own_key(token: str) -> IdempotencyKey:
     """Return the key under which the database knows a command that no client's key stands for."""
     return IdempotencyKey(f"queued:{token}", "", TOKEN_KEEP)
+
+
+def named_by_key(command: Command, key: IdempotencyKey | None, incarnation: int) -> Command:
+    """Return a new order without an id of its client's under the id that its key and what it asks for make.
+
+    So it is the same order whoever is asked again, also where nobody can say what was answered before. Once the
+    orders were cleared or restored (`incarnation`) it is another.
+    """
+    if key is None or not isinstance(command, PlaceOrder) or not command.fresh:
+        return command
+    digest = hashlib.sha256(f"{incarnation}\n{key.key}\n{key.fingerprint}".encode()).digest()
+    order_id = f"ORD-{uuid.UUID(bytes=digest[:16], version=4).hex}"
+    return msgspec.structs.replace(command, order_id=order_id, fresh=False)
 
 
 _encode = msgspec.json.Encoder().encode

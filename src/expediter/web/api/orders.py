@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 import uuid_utils
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, UnsetType
 
 from expediter.backends.cache import Entry
-from expediter.errors import DuplicateOrder, ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
+from expediter.errors import ExpediterError, Fault, InvalidInput, OrderNotFound, PreconditionFailed
 from expediter.orders.commands import (
     CancelOrder,
     ChangeStatus,
     Command,
     DeleteOrder,
-    PlaceOrder,
     ReportFulfilment,
     RetryOrder,
 )
@@ -28,7 +25,7 @@ from expediter.orders.documents import EventDocument, OrderDocument, event_docum
 from expediter.orders.order import Line, Order, is_order_id
 from expediter.queued.intake import Word
 from expediter.store.scopes import Scope
-from expediter.store.submissions import Answer, Applied, IdempotencyKey, Outcome, Queued, Replayed, Request
+from expediter.store.submissions import Answer, Applied, Outcome, Queued, Replayed, Request
 from expediter.web.context import Context
 from expediter.web.http import (
     ANSWER_SECONDS_MAX,
@@ -131,32 +128,11 @@ async def create_order(call: Call, context: Context) -> Reply:
         currency=context.settings.default_currency,
         stages=context.settings.stages,
     )
-    key = call.idempotency_key(command, context.keep)
-    if key is not None and command.fresh and context.intake is not None:
-        try:
-            again = structs.replace(command, order_id=order_id_of(key), fresh=False)
-            return await _place(call, context, again, key, len(body))
-        except DuplicateOrder:
-            pass  # made under this key when it was kept before
-    return await _place(call, context, command, key, len(body))
-
-
-def order_id_of(key: IdempotencyKey) -> str:
-    """Return the id of an order that a queued request with this key places: the same, whoever is asked again.
-
-    While Redis cannot say what the key was answered, the request is stored directly: then it is the same order.
-    """
-    digest = hashlib.sha256(f"{key.key}\n{key.fingerprint}".encode()).digest()
-    return f"ORD-{uuid.UUID(bytes=digest[:16], version=4).hex}"
-
-
-async def _place(
-    call: Call, context: Context, command: PlaceOrder, key: IdempotencyKey | None, body_bytes: int
-) -> Reply:
     short = call.short
+    key = call.idempotency_key(command, context.keep)
     word = partial(_answer, _placed_reply, short) if key else None
-    queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=True)
-    applied, reply = await carry_out(context, Request(command, key, word), queued, body_bytes)
+    queued = partial(_queued_answer, call=call, order_id=None)
+    applied, reply = await carry_out(context, Request(command, key, word), queued, len(body))
     if reply is not None:
         return reply
     assert applied is not None
@@ -301,7 +277,7 @@ async def _change(call: Call, context: Context, command: Command, status: int) -
     key = call.idempotency_key(command, context.keep)
     word = partial(_answer, _changed_reply, status) if key else None
     request = Request(command, key, word, with_lines=status != 204)
-    queued = partial(_queued_answer, call=call, order_id=command.order_id, placed=False)
+    queued = partial(_queued_answer, call=call, order_id=command.order_id)
     applied, reply = await carry_out(context, request, queued)
     if reply is not None:
         return reply
@@ -315,13 +291,23 @@ def _changed_reply(order: Order, lines: tuple[Line, ...], status: int) -> Reply:
     return Reply(status, order_document(order, lines), [JSON, (b"etag", b'"%d"' % order.version)])
 
 
-def _queued_answer(document: bytes | None, changes: int, *, call: Call, order_id: str, placed: bool) -> Answer:
-    """Word the answer to a command that the broker has: the order as it is now, where that is known."""
+def _queued_answer(document: bytes | None, changes: int, *, call: Call, order_id: str | None) -> Answer:
+    """Word the answer to a command that the broker has: the order as it is now, where that is known.
+
+    `order_id` None: it is a new order, and its document says its id.
+    """
     if document is None:
-        return kept(json_reply(202, Accepted(order_id, "Accepted; it is carried out as soon as it can be")))
-    if placed:
-        return kept(_placed(document, order_id, 1, call.short, 202))
+        return kept(json_reply(202, Accepted(order_id or "", "Accepted; it is carried out as soon as it can be")))
+    if order_id is None:
+        return kept(_placed(document, _id_in(document).order_id, 1, call.short, 202))
     return kept(Reply(202, _with_changes(document, changes), [JSON]))
+
+
+class _Named(msgspec.Struct):
+    order_id: str
+
+
+_id_in = msgspec.json.Decoder(_Named).decode
 
 
 def _with_changes(document: bytes, changes: int) -> bytes:
