@@ -15,17 +15,14 @@ import asyncio
 import json
 import os
 import re
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
+from alone import service
 
 GUESSER, READER = "127.0.0.2", "127.0.0.3"
 GUESSERS = 8
@@ -143,22 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guesses", type=int, default=10_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"PATH": os.environ["PATH"], "PORT": "0", "ADMIN_PASSWORD": "open sesame"}
-        command = [sys.executable, "-m", "expediter", "serve", "--no-workers"]
-        service = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-        try:
-            assert service.stderr is not None
-            found = (re.search(r"listens on (http://[^\s\"]+)", line) for line in service.stderr)
-            url = next(each[1] for each in found if each)
-            print(json.dumps(uvloop.run(measure(url, service.pid, options.guesses))))
-            service.send_signal(signal.SIGTERM)
-            service.wait(60)
-        finally:
-            if service.poll() is None:
-                service.kill()
-                service.wait(60)
-            service.stderr.close()
+    with service(ADMIN_PASSWORD="open sesame") as (url, process):
+        print(json.dumps(uvloop.run(measure(url, process.pid, options.guesses))))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,7 @@ import json
 import os
 import re
 import resource
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections import Counter, deque
@@ -28,6 +25,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import uvloop
+from alone import service
 
 #: Connections: as many as there may be requests under way.
 CONNECTIONS = 2048
@@ -229,31 +227,16 @@ def main() -> None:
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"PATH": os.environ["PATH"], "PORT": "0"}
-        env["DATABASE_URL"] = options.database or f"sqlite:///{folder}/orders.db"
-        command = [sys.executable, "-m", "expediter", "serve", "--no-workers"]
-        service = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-        try:
-            assert service.stderr is not None
-            found = (re.search(r"listens on (http://[^\s\"]+)", line) for line in service.stderr)
-            url = next(each[1] for each in found if each)
-            measured = measure(
-                url,
-                service.pid,
-                measure_seconds=options.measure_seconds,
-                times=options.times,
-                seconds=options.seconds,
-                after_seconds=options.after_seconds,
-            )
-            print(json.dumps(uvloop.run(measured)))
-            service.send_signal(signal.SIGTERM)
-            service.wait(60)
-        finally:
-            if service.poll() is None:
-                service.kill()
-                service.wait(60)
-            service.stderr.close()
+    with service(**({"DATABASE_URL": options.database} if options.database else {})) as (url, process):
+        measured = measure(
+            url,
+            process.pid,
+            measure_seconds=options.measure_seconds,
+            times=options.times,
+            seconds=options.seconds,
+            after_seconds=options.after_seconds,
+        )
+        print(json.dumps(uvloop.run(measured)))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,18 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
+from alone import END_SECONDS_MAX, service
 
 BUSY = 64
 TURNS = 5
@@ -187,26 +186,14 @@ def main() -> None:
     if options.be_slow:
         asyncio.run(be_slow(options.be_slow, options.slow))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"PATH": os.environ["PATH"], "PORT": "0", "DRAIN_SECONDS": f"{DRAIN_SECONDS:g}"}
-        command = [sys.executable, "-m", "expediter", "serve", "--no-workers"]
-        service = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-        try:
-            assert service.stderr is not None
-            found = (re.search(r"listens on (http://[^\s\"]+)", line) for line in service.stderr)
-            url = next(each[1] for each in found if each)
+    with service(DRAIN_SECONDS=f"{DRAIN_SECONDS:g}") as (url, process):
 
-            async def run() -> dict[str, Any]:
-                await place(url)
-                return await Bench(url, service.pid, options.slow).measure(options.seconds)
+        async def run() -> dict[str, Any]:
+            await place(url)
+            return await Bench(url, process.pid, options.slow).measure(options.seconds)
 
-            measured = uvloop.run(run())
-            print(json.dumps({**measured, "exit_status": service.wait(60)}))
-        finally:
-            if service.poll() is None:
-                service.kill()
-                service.wait(60)
-            service.stderr.close()
+        measured = uvloop.run(run())
+        print(json.dumps({**measured, "exit_status": process.wait(END_SECONDS_MAX)}))
 
 
 if __name__ == "__main__":
